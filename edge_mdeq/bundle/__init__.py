@@ -1,0 +1,40 @@
+"""The deployment bundle: the contract between export and runtime. Torch-free, numpy-free."""
+
+from edge_mdeq.bundle.manifest import (
+    BUNDLE_SUFFIX,
+    SCHEMA,
+    FileEntry,
+    InputSpec,
+    Manifest,
+    OutputSpec,
+    Profile,
+    Rung,
+    RungParity,
+    SolverSpec,
+    Step,
+    TensorSpec,
+    Verification,
+    WeightsFile,
+)
+from edge_mdeq.bundle.reader import Bundle, open_bundle
+from edge_mdeq.bundle.writer import writing_bundle
+
+__all__ = [
+    "BUNDLE_SUFFIX",
+    "SCHEMA",
+    "Bundle",
+    "FileEntry",
+    "InputSpec",
+    "Manifest",
+    "OutputSpec",
+    "Profile",
+    "Rung",
+    "RungParity",
+    "SolverSpec",
+    "Step",
+    "TensorSpec",
+    "Verification",
+    "WeightsFile",
+    "open_bundle",
+    "writing_bundle",
+]

@@ -1,0 +1,255 @@
+"""The manifest of a bundle, field by field. Whatever a device needs to know stands here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import PurePosixPath
+from typing import Any, Literal
+
+import msgspec
+
+from edge_mdeq.config import Provenance, convert
+from edge_mdeq.errors import BundleError, ConfigError
+
+__all__ = [
+    "BUNDLE_SUFFIX",
+    "SCHEMA",
+    "FileEntry",
+    "InputSpec",
+    "Manifest",
+    "OutputSpec",
+    "Profile",
+    "Rung",
+    "RungParity",
+    "SolverSpec",
+    "Step",
+    "TensorSpec",
+    "Verification",
+    "WeightsFile",
+    "decode_manifest",
+    "encode_manifest",
+]
+
+BUNDLE_SUFFIX = ".mdeq"
+FORMAT = "edge-mdeq-bundle"
+SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """A named tensor of a graph."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class InputSpec:
+    """The image input: uint8 NHWC RGB. ``mean`` and ``std`` are applied inside the graph."""
+
+    tensor: TensorSpec
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width) in pixels."""
+        return self.tensor.shape[1], self.tensor.shape[2]
+
+
+@dataclass(frozen=True)
+class OutputSpec:
+    """The task's answer: a uint8 mask of class indices, or scores that sum to one."""
+
+    tensor: TensorSpec
+    kind: Literal["class_indices", "scores"]
+
+
+@dataclass(frozen=True)
+class SolverSpec:
+    """The solver that the graphs unroll."""
+
+    name: str
+    settings: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Step:
+    """So many evaluations of f in one precision."""
+
+    precision: str
+    evaluations: int
+
+
+@dataclass(frozen=True)
+class Rung:
+    """One graph of the ladder.
+
+    Attributes:
+        steps: what it does, in order; the evaluations of f that it counts are their sum.
+        graph: the ``solve`` graph, relative to the bundle.
+    """
+
+    steps: tuple[Step, ...]
+    graph: str
+
+    def __post_init__(self) -> None:
+        if not self.steps or min(step.evaluations for step in self.steps) < 1:
+            raise ConfigError(f"rung {self.graph!r} needs steps of at least one evaluation each")
+
+    @property
+    def evaluations(self) -> int:
+        """N, evaluations of f in all."""
+        return sum(step.evaluations for step in self.steps)
+
+
+@dataclass(frozen=True)
+class WeightsFile:
+    """The external data that all graphs of one precision in one profile share."""
+
+    precision: str
+    file: str
+    bytes: int
+
+
+@dataclass(frozen=True)
+class Profile:
+    """One lowering of the graphs, for one kind of runtime."""
+
+    opset: int
+    weights: tuple[WeightsFile, ...]
+    rungs: tuple[Rung, ...]
+
+
+@dataclass(frozen=True)
+class RungParity:
+    """What the verification measured for one rung.
+
+    Attributes:
+        evaluations: the rung's N.
+        state_max_abs: export error: largest absolute difference of any state element between the
+            graph and torch, same solver and N.
+        residual_max_rel: largest relative difference of the residuals, graph against torch.
+        answer_agreement: share of pixels (or images) with the same class, graph against torch.
+        solver_gap_state: ``||z_N - z*|| / ||z*||`` against the converged solve, mean over images.
+        solver_gap_agreement: share of pixels (or images) with the class of the converged solve.
+        residual: mean relative residual after N evaluations, cold.
+    """
+
+    evaluations: int
+    state_max_abs: float
+    residual_max_rel: float
+    answer_agreement: float
+    solver_gap_state: float
+    solver_gap_agreement: float
+    residual: float
+
+
+@dataclass(frozen=True)
+class Verification:
+    """The parity gate: on what it ran, what it allowed, what it found.
+
+    Attributes:
+        images: how many images, and ``source`` which ("test://" are generated pictures).
+        atol: largest ``state_max_abs`` allowed.
+        min_agreement: smallest ``answer_agreement`` allowed.
+        reference_evaluations, reference_residual: how far the converged solve went.
+        backend: what ran the graphs.
+        rungs: one entry per rung.
+    """
+
+    images: int
+    source: str
+    atol: float
+    min_agreement: float
+    reference_evaluations: int
+    reference_residual: float
+    backend: str
+    rungs: tuple[RungParity, ...]
+
+
+@dataclass(frozen=True)
+class FileEntry:
+    """Identity of one file of the bundle."""
+
+    sha256: str
+    bytes: int
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """Everything a device must know about a bundle; ``decode_manifest`` validates it.
+
+    ``confidence`` is a low-resolution map (B, H_0, W_0) of the winning class's probability.
+    ``warnings`` are for every user of the bundle to see.
+    """
+
+    name: str
+    created_by: str
+    task: Literal["classification", "segmentation"]
+    labels: tuple[str, ...]
+    palette: tuple[tuple[int, int, int], ...]
+    input: InputSpec
+    output: OutputSpec
+    confidence: TensorSpec | None
+    states: tuple[TensorSpec, ...]
+    state_outputs: tuple[str, ...]
+    residual: TensorSpec
+    solver: SolverSpec
+    profiles: dict[str, Profile]
+    verification: Verification
+    provenance: Provenance
+    files: dict[str, FileEntry]
+    metrics: dict[str, float] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
+    format: str = FORMAT
+    schema: int = SCHEMA
+
+    def __post_init__(self) -> None:
+        if len(self.states) != len(self.state_outputs) or not self.states:
+            raise ConfigError("states and state_outputs must have the same positive length")
+        if len(self.input.tensor.shape) != 4 or self.input.tensor.shape[3] != 3:
+            raise ConfigError(f"input shape {self.input.tensor.shape} is not (B, H, W, 3)")
+        for name in self.files:
+            parts = PurePosixPath(name).parts
+            if not parts or name.startswith("/") or ".." in parts or "\\" in name:
+                raise ConfigError(f"files: {name!r} is not a path inside the bundle")
+        for profile_name, profile in self.profiles.items():
+            if not profile.rungs:
+                raise ConfigError(f"profiles.{profile_name} has no rungs")
+            named = [r.graph for r in profile.rungs] + [w.file for w in profile.weights]
+            for name in named:
+                if name not in self.files:
+                    raise ConfigError(f"profiles.{profile_name}: {name!r} is not listed in files")
+
+
+def encode_manifest(manifest: Manifest) -> bytes:
+    """Indented JSON, the same bytes for the same manifest."""
+    return msgspec.json.format(msgspec.json.encode(manifest), indent=2) + b"\n"
+
+
+def decode_manifest(raw: bytes, where: str) -> Manifest:
+    """Parse and validate; ``where`` names the file in messages.
+
+    Raises:
+        BundleError: not JSON, not a manifest, a newer schema, or a field that makes no sense (its
+            path is named).
+    """
+    try:
+        value: Any = msgspec.json.decode(raw)
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise BundleError(f"{where} is not valid JSON ({error}); export the bundle anew") from error
+    if not isinstance(value, dict) or value.get("format") != FORMAT:
+        raise BundleError(f"{where} is not the manifest of an edge-mdeq bundle")
+    schema = value.get("schema")
+    if isinstance(schema, int) and schema > SCHEMA:
+        raise BundleError(
+            f"{where} has schema {schema}, this edge-mdeq reads up to {SCHEMA}; it was written by "
+            f"{value.get('created_by', 'a newer version')}: upgrade edge-mdeq"
+        )
+    try:
+        manifest: Manifest = convert(value, Manifest)
+    except ConfigError as error:
+        raise BundleError(f"{where}: {error}") from error
+    return manifest

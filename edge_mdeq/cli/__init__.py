@@ -1,0 +1,63 @@
+"""The command ``edge-mdeq``. Each verb has a file and imports what it needs only when it runs.
+
+Exit codes: 0 done, 1 failed check or bad input, 2 usage.
+"""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+
+from edge_mdeq import __version__
+from edge_mdeq.cli import export, inspect, run, train
+from edge_mdeq.cli.console import fail
+from edge_mdeq.cli.greedy import spread
+from edge_mdeq.errors import EdgeMdeqError
+
+__all__ = ["app", "main"]
+
+GREEDY = frozenset({"--iterations"})  # options that take all their values after one name
+
+app = typer.Typer(
+    name="edge-mdeq",
+    help="Deep equilibrium models from GPU-trained weights to a camera on a device.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+
+
+def version(value: bool) -> None:
+    """Print the version and stop."""
+    if value:
+        typer.echo(f"edge-mdeq {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def common(
+    version: bool = typer.Option(
+        False, "--version", callback=version, is_eager=True, help="Print the version and stop."
+    ),
+) -> None:
+    """Deep equilibrium models from GPU-trained weights to a camera on a device."""
+
+
+app.command("train")(train.train)
+app.command("export")(export.export)
+app.command("inspect")(inspect.inspect)
+app.command("run")(run.run)
+
+
+def main() -> None:
+    """Entry point: every error of ours is one message and exit code 1, without a traceback."""
+    try:
+        app(args=spread(sys.argv[1:], GREEDY))
+    except EdgeMdeqError as error:
+        fail(str(error))
+        sys.exit(1)
+    except KeyboardInterrupt:
+        fail("interrupted")
+        sys.exit(130)

@@ -1,0 +1,151 @@
+"""``edge-mdeq run``: a source through a bundle into outputs."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import typer
+
+from edge_mdeq.cli.console import next_step
+from edge_mdeq.errors import ConfigError, SourceError
+
+if TYPE_CHECKING:
+    from mdeq_runtime import Model, Result
+    from mdeq_runtime.sinks import Sink
+    from mdeq_runtime.sources import Source
+    from mdeq_runtime.summary import Summary
+
+__all__ = ["run"]
+
+INTERRUPTED = 130  # exit code after Ctrl-C, as shells have it
+
+
+def run(
+    bundle: Path = typer.Argument(help="The bundle, NAME.mdeq."),
+    source: str = typer.Argument(help="A video, images/*.jpg, a camera index, v4l2:///dev/videoN."),
+    output: str = typer.Argument(None, help="annotated.mp4, results.jsonl, masks/, display://"),
+    more: list[str] = typer.Option([], "--output", help="Further outputs; may be repeated."),
+    iterations: int = typer.Option(
+        None, min=1, help="Evaluations of f per frame, cold and warm alike."
+    ),
+    cold: int = typer.Option(None, min=1, help="... for a frame without a predecessor."),
+    warm: int = typer.Option(
+        None, min=0, help="... for a frame that starts from the last equilibrium; 0: never."
+    ),
+    tolerance: float = typer.Option(0.05, help="Residual at which a result counts as converged."),
+    fit: str = typer.Option("stretch", help="stretch, letterbox or crop."),
+    confidence: bool = typer.Option(False, "--confidence", help="Compute a confidence map too."),
+    threads: int = typer.Option(0, min=0, help="Threads per graph, 0 for one per core."),
+    max_frames: int = typer.Option(None, "--max-frames", min=1, help="Stop after so many."),
+    headless: bool = typer.Option(False, "--headless", help="Open no window."),
+    as_json: bool = typer.Option(False, "--json", help="Print the summary as JSON."),
+) -> None:
+    """Run a bundle on a camera, a video or images."""
+    from mdeq_runtime import Model, SessionSettings
+    from mdeq_runtime.pipeline import run as run_pipeline
+    from mdeq_runtime.sources import open_source
+
+    targets = [*([output] if output else []), *more]
+    if headless and any(target.startswith("display") for target in targets):
+        raise ConfigError("--headless and a display:// output contradict each other; drop one")
+    if iterations is not None and (cold is not None or warm is not None):
+        raise ConfigError("--iterations sets both --cold and --warm; give it or them")
+    settings = SessionSettings(
+        cold=iterations if iterations is not None else cold,
+        warm=iterations if iterations is not None else warm,
+        tolerance=tolerance,
+        fit=fit,  # type: ignore[arg-type]  # checked by SessionSettings, with a message
+        confidence=confidence,
+    )
+    with ExitStack() as stack:
+        model = stack.enter_context(Model(bundle, settings, threads))
+        session = stack.enter_context(model.session())
+        opened = stack.enter_context(open_source(source))
+        sinks = open_sinks(stack, targets, opened, model)
+        note(opened, model, as_json)
+        on_result = stack.enter_context(progress_bar(opened, as_json))
+        summary = run_pipeline(session, opened, sinks, max_frames=max_frames, on_result=on_result)
+    report(summary, as_json)
+    if not summary.frames and not summary.interrupted:
+        raise SourceError(f"{opened.description} delivered no frame")
+    if summary.interrupted:
+        raise typer.Exit(INTERRUPTED)
+    if not as_json:
+        written = " and ".join(target for target in targets if target != "none")
+        if written:
+            typer.echo(f"wrote {written}")
+        next_step("edge-mdeq", "run", str(bundle), source, "display://")
+
+
+def open_sinks(
+    stack: ExitStack, targets: list[str], source: Source, model: Model
+) -> list[Sink]:
+    """Open every output; when one fails those before it are closed by ``stack``."""
+    from mdeq_runtime.sinks import open_sink
+
+    manifest = model.manifest
+    return [
+        stack.enter_context(
+            open_sink(target, fps=source.fps, labels=manifest.labels, palette=manifest.palette)
+        )
+        for target in targets
+    ]
+
+
+def note(source: Source, model: Model, quiet: bool) -> None:
+    """Say what was opened, and repeat the bundle's warnings."""
+    if not quiet:
+        typer.echo(f"{model.manifest.name} on {model.backend.name}; source: {source.description}")
+    for warning in model.manifest.warnings:
+        typer.secho(f"warning: {warning}", fg=typer.colors.YELLOW, err=True)
+
+
+@contextmanager
+def progress_bar(source: Source, quiet: bool) -> Iterator[Callable[[Result], None] | None]:
+    """A line that moves with the frames; nothing where nobody looks."""
+    if quiet or not sys.stderr.isatty():
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("starting", total=None)
+
+        def show(result: Result) -> None:
+            bar.update(
+                task,
+                description=f"frame {result.index}  {result.iterations} iterations  "
+                f"residual {result.residual:.3f}  {'warm' if result.warm else 'cold'}  "
+                f"{result.times['solve']:.0f} ms",
+            )
+
+        yield show
+
+
+def report(summary: Summary, as_json: bool) -> None:
+    """The run in numbers."""
+    if as_json:
+        import json
+
+        typer.echo(json.dumps(asdict(summary)))
+        return
+    typer.echo(
+        f"{summary.frames} frames in {summary.seconds:.1f} s ({summary.fps:.1f} per second), "
+        f"{summary.dropped} dropped"
+    )
+    if summary.frames:
+        typer.echo(
+            f"  {summary.warm_share:.0%} warm, {summary.mean_iterations:.2f} iterations a frame, "
+            f"mean residual {summary.residual_mean:.3f}"
+        )
+    for stage, times in summary.stages.items():
+        typer.echo(f"  {stage:8} p50 {times.p50:6.1f}  p90 {times.p90:6.1f}  p99 {times.p99:6.1f} ms")
+    if summary.peak_rss_bytes:
+        typer.echo(f"  peak resident memory {summary.peak_rss_bytes / 1e6:.0f} MB")

@@ -1,0 +1,100 @@
+"""Tables about a bundle, for a terminal."""
+
+from __future__ import annotations
+
+from rich.console import Console
+from rich.table import Table
+
+from edge_mdeq.bundle import Manifest
+
+__all__ = ["facts_table", "parity_table", "print_table", "rungs_table"]
+
+MIN_WIDTH = 100  # columns when the output is not a terminal
+
+
+def print_table(table: Table) -> None:
+    """To stdout, wide enough to be read where there is no terminal."""
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=MIN_WIDTH)
+    console.print(table)
+
+
+def facts_table(manifest: Manifest) -> Table:
+    """What a bundle is: a row per fact."""
+    table = Table(title=manifest.name, show_header=False, title_justify="left")
+    height, width = manifest.input.size
+    parts = ", ".join(f"{k}={v:g}" for k, v in manifest.solver.settings.items())
+    states = sum(4 * product(spec.shape) for spec in manifest.states)
+    rows = {
+        "task": f"{manifest.task}, {len(manifest.labels)} classes",
+        "labels": ", ".join(manifest.labels),
+        "input": f"uint8 RGB, {height} x {width} (height x width)",
+        "solver": manifest.solver.name + (f" ({parts})" if parts else ""),
+        "state": " + ".join("x".join(map(str, s.shape[1:])) for s in manifest.states)
+        + f" float32, {states / 1e6:.2f} MB",
+        "written by": manifest.created_by,
+        "weights": f"{manifest.provenance.name}; {manifest.provenance.data}",
+        "licence": manifest.provenance.licence,
+    }
+    if manifest.metrics:
+        rows["metrics"] = ", ".join(f"{k} {v:.3f}" for k, v in manifest.metrics.items())
+    for warning in manifest.warnings:
+        rows["warning"] = warning
+    for name, value in rows.items():
+        table.add_row(name, value)
+    return table
+
+
+def rungs_table(manifest: Manifest) -> Table:
+    """The graphs, by profile."""
+    table = Table(title="rungs", title_justify="left")
+    for column in ("profile", "evaluations", "steps", "graph", "KB", "weights MB"):
+        table.add_column(column, justify="right" if column in ("evaluations", "KB") else "left")
+    for name, profile in manifest.profiles.items():
+        weights = sum(file.bytes for file in profile.weights)
+        for rung in profile.rungs:
+            table.add_row(
+                name,
+                str(rung.evaluations),
+                " + ".join(f"{step.evaluations} {step.precision}" for step in rung.steps),
+                rung.graph,
+                f"{manifest.files[rung.graph].bytes / 1e3:.0f}",
+                f"{weights / 1e6:.2f} (shared)",
+            )
+    return table
+
+
+def parity_table(manifest: Manifest) -> Table:
+    """Export error and solver gap, kept apart."""
+    report = manifest.verification
+    what = "pixels" if manifest.task == "segmentation" else "images"
+    table = Table(
+        title=f"verified on {report.images} images ({report.source}), {report.backend}; converged "
+        f"solve: residual {report.reference_residual:.1e}",
+        title_justify="left",
+    )
+    columns = (
+        "evaluations", "export error: states", f"equal {what}",
+        "solver gap: states", f"equal {what}", "residual",
+    )
+    for column in columns:
+        table.add_column(column, justify="right")
+    for rung in report.rungs:
+        table.add_row(
+            str(rung.evaluations),
+            f"{rung.state_max_abs:.1e}",
+            f"{rung.answer_agreement:.3%}",
+            f"{rung.solver_gap_state:.1e}",
+            f"{rung.solver_gap_agreement:.2%}",
+            f"{rung.residual:.1e}",
+        )
+    return table
+
+
+def product(shape: tuple[int, ...]) -> int:
+    """Elements of a shape."""
+    total = 1
+    for extent in shape:
+        total *= extent
+    return total

@@ -1,0 +1,51 @@
+"""``edge-mdeq train``: a recipe and a data folder in, weights out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import typer
+
+from edge_mdeq.cli.console import next_step
+from edge_mdeq.errors import require
+
+__all__ = ["train"]
+
+
+def train(
+    recipe: Path = typer.Argument(help="The recipe, a TOML file; see samples/recipes/."),
+    data: Path = typer.Option(help="Folder with train/, trainannot/, val/ and valannot/."),
+    out: Path = typer.Option(help="Where checkpoints, log and weights go."),
+    resume: bool = typer.Option(False, "--resume", help="Go on with the run that OUT holds."),
+    devices: int = typer.Option(1, min=1, help="Devices (processes) to train on."),
+    precision: str = typer.Option("32-true", help="As Lightning Fabric names it."),
+) -> None:
+    """Train a model on a data folder by a recipe file."""
+    require("torch", "train", "training")
+    require("lightning_fabric", "train", "training")
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+    from edge_mdeq.training.loop import train as train_by_recipe
+    from edge_mdeq.training.recipe import read_recipe
+
+    settings = read_recipe(recipe)
+    columns = (
+        TextColumn("epoch {task.fields[epoch]:3.0f}"),
+        BarColumn(),
+        TextColumn("{task.completed}/{task.total}"),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        TextColumn("loss {task.fields[loss]:.3f}  residual {task.fields[residual]:.3f}"),
+        TextColumn("val mIoU {task.fields[miou]:.3f}"),
+    )
+    shown = {"epoch": 0.0, "loss": float("nan"), "residual": float("nan"), "miou": float("nan")}
+    with Progress(*columns) as bar:
+        task = bar.add_task("train", total=None, **shown)
+
+        def progress(done: int, total: int, figures: dict[str, float]) -> None:
+            known = {name: value for name, value in figures.items() if name in shown}
+            bar.update(task, completed=done, total=total, **known)  # type: ignore[arg-type]
+
+        weights = train_by_recipe(settings, data, out, resume, devices, precision, progress)
+    typer.echo(f"wrote {weights}")
+    next_step("edge-mdeq", "export", str(weights), "-o", f"{settings.provenance.name}.mdeq")

@@ -1,0 +1,36 @@
+"""How far an iterate is from being a fixed point."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+__all__ = ["inner", "relative_residual", "select"]
+
+State = tuple[Tensor, ...]
+
+EPSILON = 1e-9  # keeps 0/0 finite, as in the published solvers
+
+
+def inner(a: State, b: State) -> Tensor:
+    """Inner product over all scales, per sample and in at least fp32, (B,)."""
+    total: Tensor | None = None
+    for x, y in zip(a, b, strict=True):
+        product = x.to(torch.promote_types(x.dtype, torch.float32)) * y
+        part = product.sum(dim=(1, 2, 3))
+        total = part if total is None else total + part
+    assert total is not None, "a state has at least one scale"
+    return total
+
+
+def relative_residual(z: State, fz: State) -> Tensor:
+    """``||f(z) - z|| / ||f(z)||`` over all scales, per sample, (B,) (published code, mode "rel")."""
+    difference = tuple(f - x for f, x in zip(fz, z, strict=True))
+    return inner(difference, difference).sqrt() / (inner(fz, fz).sqrt() + EPSILON)
+
+
+def select(choose: Tensor, a: State, b: State) -> State:
+    """Per sample, ``a`` where ``choose`` (B,) is true and ``b`` elsewhere."""
+    return tuple(
+        torch.where(choose.view(-1, 1, 1, 1), x, y) for x, y in zip(a, b, strict=True)
+    )

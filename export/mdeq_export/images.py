@@ -1,0 +1,66 @@
+"""Images to verify on: the user's own, or generated ones that anyone may have."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edge_mdeq.errors import DataError, require
+from edge_mdeq.fitting import fit_image, plan_fit
+
+__all__ = ["GENERATED", "verification_images"]
+
+GENERATED = "test://"
+SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp")
+
+
+def verification_images(
+    folder: Path | None, count: int, height: int, width: int
+) -> tuple[NDArray[np.uint8], str]:
+    """``count`` RGB images (count, height, width, 3) uint8, and a word on where they come from.
+
+    From a folder, evenly spaced through its sorted files; without one, generated scenes.
+
+    Raises:
+        DataError: the folder is missing or has no images, or one cannot be decoded.
+    """
+    if folder is None:
+        return np.stack([scene(seed, height, width) for seed in range(count)]), GENERATED
+    if not folder.is_dir():
+        raise DataError(f"{folder} is not a folder of images")
+    paths = sorted(p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES)
+    if not paths:
+        raise DataError(f"{folder} holds no images ({', '.join(SUFFIXES)})")
+    chosen = [paths[i] for i in np.linspace(0, len(paths) - 1, min(count, len(paths))).astype(int)]
+    return np.stack([read_rgb(path, height, width) for path in chosen]), folder.name
+
+
+def read_rgb(path: Path, height: int, width: int) -> NDArray[np.uint8]:
+    """Decode and stretch one image, as the runtime would."""
+    cv2 = require("cv2", "export", "reading images")
+    image = cv2.imread(str(path), cv2.IMREAD_COLOR)
+    if image is None:
+        raise DataError(f"{path} cannot be decoded as an image")
+    rgb = np.ascontiguousarray(image[..., ::-1])
+    return fit_image(rgb, plan_fit(rgb.shape[:2], (height, width)))
+
+
+def scene(seed: int, height: int, width: int) -> NDArray[np.uint8]:
+    """Sky, ground, boxes and noise: edges, flat areas and texture, the same for the same seed."""
+    rng = np.random.default_rng(seed)
+    y, x = np.mgrid[0:height, 0:width]
+    horizon = int(height * rng.uniform(0.3, 0.6))
+    sky, ground = rng.uniform(100, 255, 3), rng.uniform(30, 150, 3)
+    image = np.where((y < horizon)[..., None], sky, ground)
+    image = image * (0.8 + 0.4 * (y / height))[..., None]
+    for _ in range(12):
+        h, w = rng.integers(height // 12, height // 2), rng.integers(width // 16, width // 3)
+        top = max(0, horizon + int(rng.integers(-h, height // 4)))
+        left = int(rng.integers(-w // 2, width - w // 2))
+        box = (y >= top) & (y < top + h) & (x >= left) & (x < left + w)
+        shade = rng.uniform(0, 255, 3) * (0.7 + 0.3 * np.sin(x / rng.uniform(2, 20)))[..., None]
+        image = np.where(box[..., None], shade, image)
+    image = image + rng.normal(0, 8, image.shape)
+    return np.clip(image, 0, 255).astype(np.uint8)

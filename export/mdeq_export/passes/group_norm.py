@@ -1,0 +1,82 @@
+"""Lowers GroupNormalization to InstanceNormalization, scale and bias.
+
+ONNX Runtime's CPU provider has a kernel for InstanceNormalization and decomposes
+GroupNormalization into nine small operators; TensorRT before 10.9 does not parse the latter.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+
+from mdeq_export.passes.base import GraphPass
+
+__all__ = ["LowerGroupNorm"]
+
+
+class LowerGroupNorm(GraphPass):
+    """(B, C, H, W) -> (B, G, C/G*H*W), normalise each row, -> (B, C, H, W), times gain, plus bias."""
+
+    def requires(self, graph: ir.Graph) -> str | None:
+        for node in graph:
+            if node.op_type == "GroupNormalization":
+                shape = node.inputs[0].shape if node.inputs[0] is not None else None
+                if shape is None or not shape.is_static():
+                    return f"the input of {node.name!r} has no static shape, but {shape}"
+        return None
+
+    def call(self, graph: ir.Graph) -> bool:
+        nodes = [node for node in graph if node.op_type == "GroupNormalization"]
+        for node in nodes:
+            lower(graph, node)
+        return bool(nodes)
+
+    def ensures(self, graph: ir.Graph) -> str | None:
+        left = [node.name for node in graph if node.op_type == "GroupNormalization"]
+        return f"GroupNormalization remains: {left}" if left else None
+
+
+def lower(graph: ir.Graph, node: ir.Node) -> None:
+    """Replace one node."""
+    x, gain, bias = node.inputs
+    assert x is not None and gain is not None and bias is not None and x.shape is not None
+    batch, channels, height, width = x.shape.numpy()
+    groups = node.attributes.get_int("num_groups")
+    assert groups is not None
+    epsilon = node.attributes.get_float("epsilon", 1e-5)
+    dtype = np.float32
+
+    rows = constant(graph, f"rows_{groups}", np.array([batch, groups, -1], np.int64))
+    shape = constant(
+        graph, f"shape_{channels}_{height}_{width}", np.array(x.shape.numpy(), np.int64)
+    )
+    ones = constant(graph, f"ones_{groups}", np.ones(groups, dtype))
+    zeros = constant(graph, f"zeros_{groups}", np.zeros(groups, dtype))
+    flat = ir.node("Reshape", [x, rows])
+    normal = ir.node(
+        "InstanceNormalization", [flat.outputs[0], ones, zeros], {"epsilon": epsilon}
+    )
+    back = ir.node("Reshape", [normal.outputs[0], shape])
+    scaled = ir.node("Mul", [back.outputs[0], per_channel(graph, gain)])
+    shifted = ir.node("Add", [scaled.outputs[0], per_channel(graph, bias)])
+    new = [flat, normal, back, scaled, shifted]
+    shifted.outputs[0].shape, shifted.outputs[0].type = x.shape, x.type
+    ir.convenience.replace_nodes_and_values(
+        graph, node, [node], new, node.outputs, shifted.outputs
+    )
+
+
+def per_channel(graph: ir.Graph, value: ir.Value) -> ir.Value:
+    """A (C,) initializer as (C, 1, 1), so that it broadcasts over a map."""
+    tensor = value.const_value
+    assert tensor is not None, f"{value.name} is not a constant"
+    array = tensor.numpy()
+    return constant(graph, f"{value.name}_chw", array.reshape(-1, 1, 1))
+
+
+def constant(graph: ir.Graph, name: str, array: np.ndarray) -> ir.Value:
+    """An initializer of ``graph``, made at its first use."""
+    if name not in graph.initializers:
+        value = ir.val(name, const_value=ir.tensor(array, name=name))
+        graph.register_initializer(value)
+    return graph.initializers[name]

@@ -1,0 +1,138 @@
+"""ONNX Runtime on the CPU, with all buffers allocated once and the state carried in place."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edge_mdeq.bundle import Bundle, Rung, TensorSpec
+from edge_mdeq.errors import BundleError, SessionError, require
+from mdeq_runtime.backends import Answer
+from mdeq_runtime.memory import limit_heaps
+
+__all__ = ["OrtCpuBackend", "OrtState"]
+
+PROFILE = "ort-cpu"
+
+
+class OrtState:
+    """A stream's buffers: two sets of state that take turns as input and output, and the rest.
+
+    ONNX Runtime reads and writes the NumPy arrays themselves; nothing is copied per frame.
+    """
+
+    def __init__(self, ort: Any, bundle: Bundle) -> None:
+        manifest = bundle.manifest
+        self.image = allocate(manifest.input.tensor)
+        self.output = allocate(manifest.output.tensor)
+        self.confidence = allocate(manifest.confidence) if manifest.confidence else None
+        self.residual = allocate(manifest.residual)
+        self.states = [[allocate(spec) for spec in manifest.states] for _ in range(2)]
+        self.turn = 0  # which of the two sets is the input of the next run
+        self.bindings: dict[tuple[str, int], Any] = {}
+        wrap = ort.OrtValue.ortvalue_from_numpy
+        self.fixed_inputs = {manifest.input.tensor.name: wrap(self.image)}
+        self.fixed_outputs = {
+            manifest.output.tensor.name: wrap(self.output),
+            manifest.residual.name: wrap(self.residual),
+        }
+        if manifest.confidence is not None:
+            self.fixed_outputs[manifest.confidence.name] = wrap(self.confidence)
+        self.wrapped = [[wrap(array) for array in arrays] for arrays in self.states]
+        self.names = [spec.name for spec in manifest.states]
+        self.next_names = list(manifest.state_outputs)
+
+    def reset(self) -> None:
+        """Back to z = 0."""
+        for array in self.states[self.turn]:
+            array.fill(0)
+
+    def binding(self, graph: str, session: Any) -> Any:
+        """The I/O binding of a graph for the present turn, made once."""
+        key = (graph, self.turn)
+        if key not in self.bindings:
+            binding = session.io_binding()
+            inputs = dict(zip(self.names, self.wrapped[self.turn], strict=True))
+            outputs = dict(zip(self.next_names, self.wrapped[1 - self.turn], strict=True))
+            for name, value in (self.fixed_inputs | inputs).items():
+                binding.bind_ortvalue_input(name, value)
+            for name, value in (self.fixed_outputs | outputs).items():
+                binding.bind_ortvalue_output(name, value)
+            self.bindings[key] = binding
+        return self.bindings[key]
+
+
+class OrtCpuBackend:
+    """Loads rungs of the ``ort-cpu`` profile on demand.
+
+    Args:
+        bundle: the opened bundle; each file's hash is checked before it is used.
+        threads: threads per graph, 0 for one per core.
+
+    Raises:
+        MissingExtraError: ONNX Runtime is not installed.
+        BundleError: the bundle lacks the profile, or a file of it is missing or altered.
+    """
+
+    name = "ONNX Runtime, CPU"
+
+    def __init__(self, bundle: Bundle, threads: int = 0) -> None:
+        self.ort = require("onnxruntime", "onnxruntime", "running a bundle on the CPU")
+        limit_heaps()
+        self.bundle = bundle
+        self.threads = threads
+        self.sessions: dict[str, Any] = {}
+        for weights in bundle.profile(PROFILE).weights:
+            bundle.file(weights.file)
+
+    def load(self, rung: Rung) -> None:
+        if rung.graph in self.sessions:
+            return
+        path = self.bundle.file(rung.graph)
+        try:
+            session = self.ort.InferenceSession(
+                str(path), self.options(), providers=["CPUExecutionProvider"]
+            )
+        except Exception as error:  # ONNX Runtime's own exceptions share no public base
+            raise BundleError(f"ONNX Runtime cannot load {path}: {error}") from error
+        self.sessions[rung.graph] = session
+
+    def options(self) -> Any:
+        """Settings for a small process: no arena that only grows, no denormals.
+
+        Measured on camvid-nano: arena and memory pattern cost 6 and 4 MB and save no time.
+        """
+        options = self.ort.SessionOptions()
+        options.intra_op_num_threads = self.threads
+        options.inter_op_num_threads = 1
+        options.enable_cpu_mem_arena = False
+        options.enable_mem_pattern = False
+        options.log_severity_level = 3
+        # A state that shrinks towards zero meets denormals, and those are four times slower.
+        options.add_session_config_entry("session.set_denormal_as_zero", "1")
+        return options
+
+    def new_state(self) -> OrtState:
+        return OrtState(self.ort, self.bundle)
+
+    def run(self, rung: Rung, image: NDArray[np.uint8], state: OrtState) -> Answer:
+        self.load(rung)
+        session = self.sessions[rung.graph]
+        state.image[0] = image
+        try:
+            session.run_with_iobinding(state.binding(rung.graph, session))
+        except Exception as error:  # see load
+            raise SessionError(f"{rung.graph} failed in ONNX Runtime: {error}") from error
+        state.turn = 1 - state.turn
+        confidence = None if state.confidence is None else state.confidence[0]
+        return Answer(state.output[0], confidence, float(state.residual[0]))
+
+    def close(self) -> None:
+        self.sessions.clear()
+
+
+def allocate(spec: TensorSpec) -> NDArray[Any]:
+    """A zeroed array for ``spec``."""
+    return np.zeros(spec.shape, dtype=np.dtype(spec.dtype))

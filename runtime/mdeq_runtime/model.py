@@ -1,0 +1,91 @@
+"""The door for programs: a bundle, opened and ready for frames."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edge_mdeq.bundle import open_bundle
+from mdeq_runtime.backends.ort_cpu import PROFILE, OrtCpuBackend
+from mdeq_runtime.results import Frame, Result
+from mdeq_runtime.session import Session, SessionSettings
+
+__all__ = ["Model"]
+
+
+class Model:
+    """A bundle loaded for inference.
+
+    Example:
+        >>> with Model(Path("camvid-nano.mdeq")) as model:
+        ...     mask = model(frame).output               # one BGR frame, cold
+        ...     for result in model.stream("drive.mp4"):  # each frame from the last equilibrium
+        ...         print(result.iterations, result.residual)
+
+    Args:
+        path: the bundle, ``NAME.mdeq``.
+        settings: how its sessions solve, unless they are given their own.
+        threads: threads per graph, 0 for one per core.
+
+    Raises:
+        BundleError: missing, altered, incomplete, or written by a newer version.
+        MissingExtraError: no backend is installed.
+    """
+
+    def __init__(
+        self, path: Path, settings: SessionSettings | None = None, threads: int = 0
+    ) -> None:
+        self.settings = settings or SessionSettings()
+        self.bundle = open_bundle(Path(path))
+        self.manifest = self.bundle.manifest
+        self.backend = OrtCpuBackend(self.bundle, threads)
+        self.single: Session | None = None
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """A name per class."""
+        return self.manifest.labels
+
+    def session(self, settings: SessionSettings | None = None) -> Session:
+        """A new stream with a state of its own; it shares this model's graphs."""
+        rungs = self.bundle.profile(PROFILE).rungs
+        return Session(self.manifest, rungs, self.backend, settings or self.settings)
+
+    def __call__(self, frame: NDArray[np.uint8]) -> Result:
+        """Answer one BGR image (h, w, 3) uint8 by itself, from a cold start."""
+        if self.single is None:
+            self.single = self.session(replace(self.settings, warm=0))
+        return self.single(frame)
+
+    def stream(self, source: str | Iterable[NDArray[np.uint8]]) -> Iterator[Result]:
+        """Answer the frames of a source URI, or of any iterable of BGR images, in order.
+
+        Closing the iterator closes the source.
+        """
+        from mdeq_runtime.slot import capture
+        from mdeq_runtime.sources import open_source
+
+        with self.session() as session:
+            if isinstance(source, str):
+                with open_source(source) as opened, capture(opened) as frames:
+                    for frame in frames:
+                        yield session(frame)
+            else:
+                for index, image in enumerate(source):
+                    yield session(Frame(image, index, 0.0))
+
+    def close(self) -> None:
+        """Let go of graphs and memory; sessions of this model are of no use afterwards."""
+        if self.single is not None:
+            self.single.close()
+        self.backend.close()
+
+    def __enter__(self) -> Model:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()

@@ -1,0 +1,143 @@
+"""Runs a session over a source into sinks.
+
+``source -> newest frame (live) or every frame (files) -> session -> sinks``
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Protocol
+
+from mdeq_runtime.frames import check_frame
+from mdeq_runtime.memory import peak_resident_bytes
+from mdeq_runtime.results import Frame, Result
+from mdeq_runtime.sinks.base import Sink
+from mdeq_runtime.slot import Capture, capture
+from mdeq_runtime.sources.base import Source
+from mdeq_runtime.summary import Percentiles, Summary, Tally
+
+__all__ = ["Percentiles", "Session", "Summary", "run"]
+
+log = logging.getLogger(__name__)
+
+
+class Session(Protocol):
+    """Anything that answers frames one by one."""
+
+    def __call__(self, frame: Frame, /) -> Result:
+        """The answer to one frame."""
+        ...
+
+
+class _Closable(Protocol):
+    def close(self) -> None: ...
+
+
+def run(
+    session: Session,
+    source: Source,
+    sinks: Sequence[Sink],
+    *,
+    max_frames: int | None = None,
+    on_result: Callable[[Result], None] | None = None,
+    stop: threading.Event | None = None,
+) -> Summary:
+    """Answer frames until the source ends, a sink asks to stop, or Ctrl-C.
+
+    The source and every sink are closed in the end, whatever ended the run. Ctrl-C is not an error
+    here: what was written is finished and the summary says ``interrupted``.
+
+    Args:
+        session: answers each frame.
+        source: where frames come from; a live one drops what the session is too slow for.
+        sinks: each gets every result, with a "read" time added: ms spent waiting for the source.
+        max_frames: stop after so many.
+        on_result: called after the sinks.
+        stop: set it, from any thread, to end the run before the next frame.
+
+    Raises:
+        SourceError, SinkError, FrameError: from the source, a sink, or the check of each frame.
+    """
+    tally = Tally()
+    dropped = 0
+    interrupted = False
+    started = time.perf_counter()
+    with _closing([*sinks, source]):
+        try:
+            with capture(source) as frames:
+                try:
+                    for frame, read_ms in _frames(frames, stop, max_frames):
+                        check_frame(frame.image, f"frame {frame.index} of {source.description}")
+                        answer = session(frame)
+                        result = replace(answer, times={"read": read_ms, **answer.times})
+                        go_on, write_ms = _deliver(frame, result, sinks, on_result)
+                        tally.add(result, write_ms)
+                        if not go_on:
+                            break
+                finally:
+                    dropped = frames.dropped
+        except KeyboardInterrupt:
+            interrupted = True
+        seconds = time.perf_counter() - started
+    return tally.summary(
+        dropped=dropped,
+        seconds=seconds,
+        interrupted=interrupted,
+        peak_rss_bytes=peak_resident_bytes(),
+    )
+
+
+def _frames(
+    frames: Capture, stop: threading.Event | None, limit: int | None
+) -> Iterator[tuple[Frame, float]]:
+    """Each frame, and the milliseconds spent waiting for it."""
+    count = 0
+    while limit is None or count < limit:
+        started = time.perf_counter()
+        frame = frames.read(stop)
+        if frame is None:
+            return
+        yield frame, 1000.0 * (time.perf_counter() - started)
+        count += 1
+
+
+def _deliver(
+    frame: Frame,
+    result: Result,
+    sinks: Sequence[Sink],
+    on_result: Callable[[Result], None] | None,
+) -> tuple[bool, float]:
+    """Whether every sink wants more, and the milliseconds that they took."""
+    started = time.perf_counter()
+    wishes = [sink.write(frame, result) for sink in sinks]  # every sink gets it, whatever one says
+    if on_result is not None:
+        on_result(result)
+    return all(wishes), 1000.0 * (time.perf_counter() - started)
+
+
+@contextmanager
+def _closing(things: Sequence[_Closable]) -> Iterator[None]:
+    """Close all of them, even when one fails; the first error is the one that is raised."""
+    failed = True
+    try:
+        yield
+        failed = False
+    finally:
+        errors = [error for thing in things if (error := _close(thing)) is not None]
+        for error in errors if failed else errors[1:]:
+            log.warning("while closing: %s", error)
+        if errors and not failed:
+            raise errors[0]
+
+
+def _close(thing: _Closable) -> BaseException | None:
+    try:
+        thing.close()
+    except (Exception, KeyboardInterrupt) as error:  # a second Ctrl-C must not lose other sinks
+        return error
+    return None

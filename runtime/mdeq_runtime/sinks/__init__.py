@@ -1,0 +1,87 @@
+"""Where results go: videos, JSON lines, masks, a window, or nowhere, opened by ``open_sink``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from edge_mdeq.errors import SinkError
+from mdeq_runtime.overlay import Palette
+from mdeq_runtime.sinks.base import Sink
+from mdeq_runtime.sinks.jsonl import JsonLinesSink
+from mdeq_runtime.sinks.masks import MaskSink
+from mdeq_runtime.sinks.none import NullSink
+from mdeq_runtime.sinks.video import CODECS, VideoSink
+from mdeq_runtime.sinks.window import WindowSink
+from mdeq_runtime.uris import did_you_mean, split_scheme
+
+__all__ = ["Sink", "open_sink"]
+
+SCHEMES = ("display", "masks")
+LATER_SCHEMES = ("http", "https", "rtsp")
+SUFFIXES = (*CODECS, ".jsonl")
+KNOWN = "NAME.mp4, NAME.avi, NAME.jsonl, FOLDER/ or masks://FOLDER, display://, none"
+
+
+def open_sink(
+    target: str | Path,
+    *,
+    fps: float | None = None,
+    labels: Sequence[str] = (),
+    palette: Palette = (),
+) -> Sink:
+    """Open a sink for results.
+
+    ==================================  ==================================================
+    ``out.mp4``, ``out.avi``            an annotated video
+    ``out.jsonl``                       one JSON object per frame
+    ``masks/`` or ``masks://FOLDER``    one PNG of class indices per frame
+    ``display://``                      a window
+    ``none``                            nowhere
+    ==================================  ==================================================
+
+    Args:
+        target: one of these.
+        fps: rate of the source, for videos; None if it has none.
+        labels: a name per class.
+        palette: an RGB colour per class.
+
+    Raises:
+        SinkError: an unknown kind of target, or one that cannot be written.
+    """
+    text = str(target).strip()
+    scheme, rest = split_scheme(text)
+    if text == "none" or scheme == "none":
+        return NullSink()
+    if text == "display" or scheme == "display":
+        return WindowSink(labels, palette)
+    if scheme == "masks" and rest:
+        return MaskSink(Path(rest))
+    if scheme:
+        raise SinkError(_unknown_scheme(scheme, text))
+    if text.endswith("/"):
+        return MaskSink(Path(text))
+    path = Path(text)
+    suffix = path.suffix.lower()
+    if suffix not in SUFFIXES:
+        raise SinkError(_unknown_suffix(path))
+    if suffix in CODECS:
+        return VideoSink(path, fps, labels, palette)
+    return JsonLinesSink(path, labels)
+
+
+def _unknown_scheme(scheme: str, text: str) -> str:
+    if scheme == "masks":
+        return f"output {text!r} names no folder; write masks://FOLDER"
+    if scheme in LATER_SCHEMES:
+        return f"{scheme}:// outputs are not supported yet, they come in a later release; {KNOWN}"
+    hint = did_you_mean(scheme, SCHEMES) or ";"
+    return f"unknown scheme {scheme!r} in output {text!r}{hint} known: {KNOWN}"
+
+
+def _unknown_suffix(path: Path) -> str:
+    if path.is_dir():
+        return f"output {path} is a folder; write {path}/ for a mask per frame, or name a file"
+    hint = did_you_mean(path.suffix.lower(), SUFFIXES) or ";"
+    kind = f"suffix {path.suffix!r}" if path.suffix else "a name without suffix"
+    return f"unknown kind of output {str(path)!r} ({kind}){hint} known: {KNOWN}"

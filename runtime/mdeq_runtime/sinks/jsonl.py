@@ -1,0 +1,90 @@
+"""One JSON object per frame and line."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import IO, Any
+
+import msgspec
+
+from edge_mdeq.errors import SinkError
+from mdeq_runtime.answers import UNSEEN, class_shares, label_of, top_scores
+from mdeq_runtime.results import Frame, Result
+from mdeq_runtime.sinks.base import Sink, make_folder
+
+__all__ = ["JsonLinesSink", "describe"]
+
+TOP = 5
+
+
+class JsonLinesSink(Sink):
+    """Writes ``describe(result)`` line by line; every line is whole once it is in the file."""
+
+    def __init__(self, path: Path, labels: Sequence[str]) -> None:
+        """Start the file anew.
+
+        Raises:
+            SinkError: it cannot be opened for writing.
+        """
+        make_folder(path.parent)
+        self._path = path
+        self._labels = tuple(labels)
+        try:
+            # unbuffered: a reader that follows the file sees whole lines, at once
+            self._file: IO[bytes] | None = path.open("wb", buffering=0)
+        except OSError as error:
+            raise self._failure("open", error) from error
+
+    def write(self, frame: Frame, result: Result) -> bool:
+        """Append one line."""
+        if self._file is None:
+            raise SinkError(f"{self._path} was closed; open a new sink")
+        line = msgspec.json.encode(describe(result, self._labels)) + b"\n"
+        try:
+            if self._file.write(line) != len(line):
+                raise OSError(None, "the disk is full")
+        except OSError as error:
+            raise self._failure("write", error) from error
+        return True
+
+    def close(self) -> None:
+        """Close the file."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+    def _failure(self, action: str, error: OSError) -> SinkError:
+        return SinkError(
+            f"cannot {action} {self._path} ({error.strerror}); free some space, or choose a place "
+            "where this user may write"
+        )
+
+
+def describe(result: Result, labels: Sequence[str]) -> dict[str, Any]:
+    """A result as plain JSON values; a number that is not finite becomes null.
+
+    Segmentation adds ``areas``, the share of the frame's pixels by label (``unseen`` are those
+    that the model did not see); classification adds ``top``, the best five as label and score.
+    """
+    entry: dict[str, Any] = {
+        "index": result.index,
+        "timestamp": round(result.timestamp, 6),
+        "iterations": result.iterations,
+        "residual": result.residual if math.isfinite(result.residual) else None,
+        "converged": result.converged,
+        "warm": result.warm,
+        "reason": result.reason,
+        "times": {stage: round(ms, 3) for stage, ms in result.times.items()},
+    }
+    if result.output.ndim == 2:
+        areas: dict[str, float] = {}
+        for index, share in class_shares(result.output):
+            name = "unseen" if index == UNSEEN else label_of(index, labels)
+            areas[name] = round(areas.get(name, 0.0) + share, 6)
+        entry["areas"] = areas
+    else:
+        best = top_scores(result.output, TOP)
+        entry["top"] = [{"label": label_of(i, labels), "score": round(s, 6)} for i, s in best]
+    return entry

@@ -1,0 +1,85 @@
+"""A window on the device's own screen."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from edge_mdeq.errors import SinkError, require
+from mdeq_runtime.overlay import Palette, draw
+from mdeq_runtime.results import Frame, Result
+from mdeq_runtime.sinks.base import Sink
+
+__all__ = ["WindowSink"]
+
+TITLE = "edge-mdeq"
+STOP_KEYS = (ord("q"), ord("Q"), 27)  # 27 is Esc
+PROBE_TIMEOUT_S = 20.0
+ADVICE = "use --headless, or another output such as out.mp4, out.jsonl or masks/"
+# Qt aborts the whole process when it cannot reach the screen, so another process tries first.
+PROBE = "import cv2; cv2.namedWindow('edge-mdeq'); cv2.waitKey(1); cv2.destroyAllWindows()"
+
+
+class WindowSink(Sink):
+    """Shows each annotated frame; q, Esc or closing the window ends the run.
+
+    Belongs to the main thread, as all windows of OpenCV do.
+    """
+
+    def __init__(self, labels: Sequence[str], palette: Palette) -> None:
+        """Open the window.
+
+        Raises:
+            SinkError: there is no display, or OpenCV was built without windows.
+        """
+        _check_display()
+        self._cv2: Any = require("cv2", "camera", "showing a window")
+        self._labels, self._palette = tuple(labels), tuple(palette)
+        flags = self._cv2.WINDOW_NORMAL | self._cv2.WINDOW_KEEPRATIO
+        self._cv2.namedWindow(TITLE, flags)
+        self._sized = False
+        self._open = True
+
+    def write(self, frame: Frame, result: Result) -> bool:
+        """Show one frame; False once the user wants to stop."""
+        cv2 = self._cv2
+        if not self._sized:
+            height, width = frame.image.shape[:2]
+            cv2.resizeWindow(TITLE, width, height)
+            self._sized = True
+        cv2.imshow(TITLE, draw(frame.image, result, self._labels, self._palette))
+        key = cv2.waitKey(1) & 0xFF
+        return key not in STOP_KEYS and cv2.getWindowProperty(TITLE, cv2.WND_PROP_VISIBLE) >= 1
+
+    def close(self) -> None:
+        """Close the window."""
+        if self._open:
+            self._open = False
+            self._cv2.destroyAllWindows()
+
+
+def _check_display() -> None:
+    """Raise SinkError where a window cannot be opened."""
+    unix_desktop = sys.platform.startswith(("linux", "freebsd"))
+    if unix_desktop and not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
+        raise SinkError(f"there is no display (DISPLAY is not set): {ADVICE}")
+    command = [sys.executable, "-c", PROBE]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=PROBE_TIMEOUT_S)
+    except subprocess.TimeoutExpired as error:
+        raise SinkError(
+            f"a window did not open within {PROBE_TIMEOUT_S:g} s; check the display, or {ADVICE}"
+        ) from error
+    if done.returncode == 0:
+        return
+    if "not implemented" in done.stderr:
+        raise SinkError(
+            "this OpenCV was built without windows (opencv-python-headless?): "
+            f"install opencv-python, or {ADVICE}"
+        )
+    said = next((line.strip() for line in done.stderr.splitlines() if line.strip()), "no message")
+    display = os.environ.get("DISPLAY", "")
+    raise SinkError(f"cannot open a window on display {display!r} ({said}): {ADVICE}")

@@ -1,0 +1,49 @@
+"""What every source of frames can do."""
+
+from __future__ import annotations
+
+from types import TracebackType
+from typing import Protocol
+
+from mdeq_runtime.results import Frame
+
+__all__ = ["Source"]
+
+
+class Source(Protocol):
+    """Frames, one after the other.
+
+    Attributes:
+        live: whether time goes on while nobody reads (a camera), so that frames may be dropped.
+        fps: frames per second if the source has a rate, else None.
+        size: (height, width) in pixels if known before the first frame, else None.
+        description: what was opened, such as "USB camera /dev/video0".
+    """
+
+    live: bool
+    fps: float | None
+    size: tuple[int, int] | None
+    description: str
+
+    def read(self) -> Frame | None:
+        """The next frame; None when a file has ended or the source was closed.
+
+        Raises:
+            SourceError: what comes next cannot be read, or a live source has ended.
+        """
+        ...
+
+    def close(self) -> None:
+        """Release what the source holds; may be called twice, and from another thread."""
+        ...
+
+    def __enter__(self) -> Source:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()

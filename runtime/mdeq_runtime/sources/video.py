@@ -1,0 +1,65 @@
+"""Video files, read losslessly from the first frame to the last."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from edge_mdeq.errors import SourceError, require
+from mdeq_runtime.results import Frame
+from mdeq_runtime.sources.base import Source
+
+__all__ = ["VideoFile"]
+
+
+class VideoFile(Source):
+    """A video file; a frame's timestamp is its position in the file."""
+
+    live = False
+
+    def __init__(self, path: Path) -> None:
+        """Open ``path``.
+
+        Raises:
+            SourceError: OpenCV cannot open it as a video.
+        """
+        cv2 = require("cv2", "camera", "reading video files")
+        self.description = f"video file {path}"
+        self._position: int = cv2.CAP_PROP_POS_MSEC
+        self._capture: Any = cv2.VideoCapture(str(path))
+        self._index = 0
+        if not self._capture.isOpened():
+            raise SourceError(
+                f"{path} cannot be opened as a video: it is damaged, not a video, or of a codec "
+                "that this OpenCV lacks; convert it with: ffmpeg -i INPUT -c:v libx264 OUTPUT.mp4"
+            )
+        fps = float(self._capture.get(cv2.CAP_PROP_FPS))
+        height = int(self._capture.get(cv2.CAP_PROP_FRAME_HEIGHT))
+        width = int(self._capture.get(cv2.CAP_PROP_FRAME_WIDTH))
+        self.fps: float | None = fps if fps > 0 else None
+        self.size: tuple[int, int] | None = (height, width) if min(height, width) > 0 else None
+
+    def read(self) -> Frame | None:
+        """The next frame, or None at the end.
+
+        Raises:
+            SourceError: not even the first frame can be decoded.
+        """
+        if self._capture is None:
+            return None
+        done, image = self._capture.read()
+        if not done:
+            if self._index == 0:
+                raise SourceError(
+                    f"{self.description} holds no frame that can be decoded; it is empty or damaged"
+                )
+            return None
+        frame = Frame(image, self._index, self._capture.get(self._position) / 1000.0)
+        self._index += 1
+        return frame
+
+    def close(self) -> None:
+        """Release the file."""
+        if self._capture is not None:
+            self._capture.release()
+            self._capture = None
