@@ -11,6 +11,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from edge_mdeq.version import __version__
+
 if TYPE_CHECKING:
     from pathlib import Path
 
@@ -19,8 +21,6 @@ if TYPE_CHECKING:
     from mdeq_runtime import Model
 
 __all__ = ["__version__", "export", "load"]
-
-__version__ = "0.1.0"
 
 
 def export(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal, TypeVar
 
 import msgspec
 
@@ -17,6 +17,8 @@ from edge_mdeq.errors import ConfigError, WeightsError
 __all__ = ["InputConfig", "ModelCard", "ModelConfig", "Provenance", "read_card", "write_card"]
 
 Task = Literal["classification", "segmentation"]
+
+T = TypeVar("T")
 
 FORMAT = "edge-mdeq-model"
 FORMAT_VERSION = 1
@@ -222,7 +224,7 @@ def write_card(card: ModelCard, path: Path) -> None:
     path.write_bytes(msgspec.json.format(msgspec.json.encode(card), indent=2) + b"\n")
 
 
-def convert(value: object, kind: type[Any]) -> Any:
+def convert(value: object, kind: type[T]) -> T:
     """Turn decoded JSON or YAML into the dataclass ``kind``; a misfit is named with its path.
 
     Unknown keys are refused too: a misspelt setting must not be ignored.

@@ -99,7 +99,7 @@ def resize(
     width: int,
     method: Literal["area", "linear", "nearest"],
 ) -> NDArray[np.generic]:
-    """Resize (h, w) or (h, w, C); ``area`` averages where it shrinks and is linear where it grows."""
+    """Resize (h, w) or (h, w, C); ``area`` averages to shrink and is linear to grow."""
     if image.shape[:2] == (height, width):
         return image
     cv2 = require("cv2", "camera", "fitting frames to the model's size")

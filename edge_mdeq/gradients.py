@@ -11,6 +11,7 @@ value and carries the gradient:
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -58,7 +59,8 @@ def implicit(f: Map, z: State, solver: Solver, max_evaluations: int, tol: float)
         solution = solve(step, pieces, solver, max_evaluations, tol, best=True)
         return torch.cat([y.flatten(1) for y in solution.value], dim=1)
 
-    flat.register_hook(backward)  # the products above stop at `fz`, and do not come by here again
+    hook: Any = flat.register_hook  # untyped in torch
+    hook(backward)  # the products above stop at `fz`, and do not come by here again
     return unflatten(flat, fz)
 
 
@@ -66,7 +68,7 @@ def unflatten(flat: Tensor, like: State) -> State:
     """Split (B, D) into tensors shaped like ``like``."""
     sizes = [x[0].numel() for x in like]
     return tuple(
-        part.view_as(x) for part, x in zip(flat.split(sizes, dim=1), like, strict=True)
+        part.view_as(x) for part, x in zip(torch.split(flat, sizes, dim=1), like, strict=True)
     )
 
 

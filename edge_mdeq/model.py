@@ -14,6 +14,8 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
+from itertools import pairwise
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -134,12 +136,12 @@ class Cell(nn.Module):
 
     def kernels(self) -> list[Tensor]:
         """All weight-normed kernels, derived once per solve: two per block, then the post-fuse."""
-        convs = [conv for block in self.blocks for conv in (block.conv1, block.conv2)]
+        convs: list[Any] = [c for block in self.blocks for c in (block.conv1, block.conv2)]
         convs += [post.conv for post in self.post]
         return [c.kernel() if isinstance(c, WeightNormConv2d) else c.weight for c in convs]
 
     def masks(self, z: State) -> list[Tensor | None]:
-        """One dropout mask (B, C_i, 1, 1) per scale, drawn once per solve; None outside training."""
+        """One dropout mask (B, C_i, 1, 1) per scale, drawn once per solve; None in eval."""
         if not self.training or self.dropout == 0.0:
             return [None] * len(z)
         keep = 1.0 - self.dropout
@@ -171,6 +173,7 @@ class Cell(nn.Module):
             return (r[0],)
         fused = []
         for i, row in enumerate(self.fuse):
+            assert isinstance(row, nn.ModuleList)
             s = row[0](r[0])
             for j in range(1, n):
                 s = s + row[j](r[j])  # (B, C_i, H_i, W_i)
@@ -214,13 +217,16 @@ class Bottleneck(nn.Module):
 
     def __init__(self, c_in: int, width: int, momentum: float) -> None:
         super().__init__()
-        plain = {"momentum": momentum, "affine": False}
+
+        def plain(channels: int) -> nn.Module:
+            return nn.BatchNorm2d(channels, momentum=momentum, affine=False)
+
         self.conv1 = nn.Conv2d(c_in, width, 1, bias=False)
-        self.norm1: nn.Module = nn.BatchNorm2d(width, **plain)
+        self.norm1 = plain(width)
         self.conv2 = nn.Conv2d(width, width, 3, padding=1, bias=False)
-        self.norm2: nn.Module = nn.BatchNorm2d(width, **plain)
+        self.norm2 = plain(width)
         self.conv3 = nn.Conv2d(width, 4 * width, 1, bias=False)
-        self.norm3: nn.Module = nn.BatchNorm2d(4 * width, **plain)
+        self.norm3 = plain(4 * width)
         self.shortcut = nn.Sequential(*conv_norm(c_in, 4 * width, 1, momentum))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -235,12 +241,10 @@ class ClassificationReadout(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         c, h, m = config.channels, config.head_channels, config.norm_momentum
-        self.widen = nn.ModuleList(
-            Bottleneck(ci, hi, m) for ci, hi in zip(c, h, strict=True)
-        )
+        self.widen = nn.ModuleList(Bottleneck(ci, hi, m) for ci, hi in zip(c, h, strict=True))
         self.down = nn.ModuleList(
             nn.Sequential(*conv_norm(4 * a, 4 * b, 3, m, stride=2, bias=True), nn.ReLU())
-            for a, b in zip(h[:-1], h[1:], strict=True)
+            for a, b in pairwise(h)
         )
         self.final = nn.Sequential(
             *conv_norm(4 * h[-1], config.final_channels, 1, m, bias=True), nn.ReLU()
@@ -299,9 +303,7 @@ class MDEQ(nn.Module):
     def zero_state(self, u: Tensor) -> State:
         """The cold start z = 0 for an injection ``u`` of (B, C_0, H_0, W_0)."""
         b, _, h, w = u.shape
-        return tuple(
-            u.new_zeros(b, c, h >> i, w >> i) for i, c in enumerate(self.config.channels)
-        )
+        return tuple(u.new_zeros(b, c, h >> i, w >> i) for i, c in enumerate(self.config.channels))
 
     def bind(self, u: Tensor) -> Callable[[State], State]:
         """z -> f(z, u) with everything that stays fixed during one solve: kernels and dropout."""

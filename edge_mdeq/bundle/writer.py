@@ -41,7 +41,9 @@ def writing_bundle(path: Path, force: bool = False) -> Iterator[Path]:
         if not force:
             raise BundleError(f"{path} already exists; replace it with --force")
         if not (path / MANIFEST).is_file():
-            raise BundleError(f"{path} exists and is not a bundle; remove it or choose another name")
+            raise BundleError(
+                f"{path} exists and is not a bundle; remove it or choose another name"
+            )
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
         try:

@@ -13,7 +13,9 @@ __all__ = ["export"]
 
 
 def export(
-    weights: Path = typer.Argument(help="A .safetensors file with its .json beside it, or both's folder."),
+    weights: Path = typer.Argument(
+        help="A .safetensors file with its .json beside it, or both's folder."
+    ),
     out: Path = typer.Option(..., "-o", "--output", help="The bundle to write, NAME.mdeq."),
     iterations: list[int] = typer.Option(
         [1, 2, 4, 8], "--iterations", min=1, help="Evaluations of f of each rung: 1 2 4 8."

@@ -59,7 +59,7 @@ def run(
         cold=iterations if iterations is not None else cold,
         warm=iterations if iterations is not None else warm,
         tolerance=tolerance,
-        fit=fit,  # type: ignore[arg-type]  # checked by SessionSettings, with a message
+        fit=fit,  # checked by SessionSettings, with a message
         confidence=confidence,
     )
     with ExitStack() as stack:
@@ -82,9 +82,7 @@ def run(
         next_step("edge-mdeq", "run", str(bundle), source, "display://")
 
 
-def open_sinks(
-    stack: ExitStack, targets: list[str], source: Source, model: Model
-) -> list[Sink]:
+def open_sinks(stack: ExitStack, targets: list[str], source: Source, model: Model) -> list[Sink]:
     """Open every output; when one fails those before it are closed by ``stack``."""
     from mdeq_runtime.sinks import open_sink
 
@@ -146,6 +144,8 @@ def report(summary: Summary, as_json: bool) -> None:
             f"mean residual {summary.residual_mean:.3f}"
         )
     for stage, times in summary.stages.items():
-        typer.echo(f"  {stage:8} p50 {times.p50:6.1f}  p90 {times.p90:6.1f}  p99 {times.p99:6.1f} ms")
+        typer.echo(
+            f"  {stage:8} p50 {times.p50:6.1f}  p90 {times.p90:6.1f}  p99 {times.p99:6.1f} ms"
+        )
     if summary.peak_rss_bytes:
         typer.echo(f"  peak resident memory {summary.peak_rss_bytes / 1e6:.0f} MB")

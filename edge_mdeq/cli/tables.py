@@ -75,8 +75,12 @@ def parity_table(manifest: Manifest) -> Table:
         title_justify="left",
     )
     columns = (
-        "evaluations", "export error: states", f"equal {what}",
-        "solver gap: states", f"equal {what}", "residual",
+        "evaluations",
+        "export error: states",
+        f"equal {what}",
+        "solver gap: states",
+        f"equal {what}",
+        "residual",
     )
     for column in columns:
         table.add_column(column, justify="right")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import typer
 
@@ -23,7 +24,13 @@ def train(
     """Train a model on a data folder by a recipe file."""
     require("torch", "train", "training")
     require("lightning_fabric", "train", "training")
-    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import (
+        BarColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
 
     from edge_mdeq.training.loop import train as train_by_recipe
     from edge_mdeq.training.recipe import read_recipe
@@ -38,7 +45,8 @@ def train(
         TextColumn("loss {task.fields[loss]:.3f}  residual {task.fields[residual]:.3f}"),
         TextColumn("val mIoU {task.fields[miou]:.3f}"),
     )
-    shown = {"epoch": 0.0, "loss": float("nan"), "residual": float("nan"), "miou": float("nan")}
+    unknown = float("nan")
+    shown: dict[str, Any] = {"epoch": 0.0, "loss": unknown, "residual": unknown, "miou": unknown}
     with Progress(*columns) as bar:
         task = bar.add_task("train", total=None, **shown)
 

@@ -71,9 +71,7 @@ class Anderson:
         z = mix(alpha, all_f)
         if self.beta != 1.0:
             mixed_z = mix(alpha, all_z)
-            z = tuple(
-                self.beta * a + (1 - self.beta) * b for a, b in zip(z, mixed_z, strict=True)
-            )
+            z = tuple(self.beta * a + (1 - self.beta) * b for a, b in zip(z, mixed_z, strict=True))
         keep = self.m - 1
         return AndersonState(z, all_z[-keep:] if keep else (), all_f[-keep:] if keep else ())
 
@@ -101,8 +99,7 @@ def mix(alpha: list[Tensor], states: tuple[State, ...]) -> State:
     mixed = []
     for scale in zip(*states, strict=True):
         weighted = [
-            weight.to(x.dtype).view(-1, 1, 1, 1) * x
-            for weight, x in zip(alpha, scale, strict=True)
+            weight.to(x.dtype).view(-1, 1, 1, 1) * x for weight, x in zip(alpha, scale, strict=True)
         ]
         total = weighted[0]
         for term in weighted[1:]:
@@ -112,7 +109,7 @@ def mix(alpha: list[Tensor], states: tuple[State, ...]) -> State:
 
 
 def solve_spd(lower: list[list[Tensor]]) -> list[Tensor]:
-    """Solve A x = 1 for a symmetric positive definite A given by its lower triangle of (B,) entries.
+    """Solve A x = 1 for a symmetric positive definite A, its lower triangle of (B,) given.
 
     LDL^T elimination, unrolled; the number of operations depends on the size alone.
     """

@@ -1,4 +1,4 @@
-"""Drives a solver: evaluates f, measures, stops, keeps the best. The host's loop, never exported."""
+"""Drives a solver: evaluates f, measures, stops, keeps the best. Never exported."""
 
 from __future__ import annotations
 

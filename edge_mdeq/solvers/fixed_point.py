@@ -43,6 +43,4 @@ class FixedPoint:
         if self.tau == 1.0:
             return FixedPointState(fz)
         t = self.tau
-        return FixedPointState(
-            tuple(t * f + (1 - t) * z for f, z in zip(fz, state.z, strict=True))
-        )
+        return FixedPointState(tuple(t * f + (1 - t) * z for f, z in zip(fz, state.z, strict=True)))

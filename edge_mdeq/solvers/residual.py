@@ -24,13 +24,11 @@ def inner(a: State, b: State) -> Tensor:
 
 
 def relative_residual(z: State, fz: State) -> Tensor:
-    """``||f(z) - z|| / ||f(z)||`` over all scales, per sample, (B,) (published code, mode "rel")."""
+    """``||f(z) - z|| / ||f(z)||`` over all scales, (B,) (published code, mode "rel")."""
     difference = tuple(f - x for f, x in zip(fz, z, strict=True))
     return inner(difference, difference).sqrt() / (inner(fz, fz).sqrt() + EPSILON)
 
 
 def select(choose: Tensor, a: State, b: State) -> State:
     """Per sample, ``a`` where ``choose`` (B,) is true and ``b`` elsewhere."""
-    return tuple(
-        torch.where(choose.view(-1, 1, 1, 1), x, y) for x, y in zip(a, b, strict=True)
-    )
+    return tuple(torch.where(choose.view(-1, 1, 1, 1), x, y) for x, y in zip(a, b, strict=True))

@@ -49,7 +49,7 @@ def evaluate(
     device = next(frozen.parameters()).device
     confusion = MulticlassConfusionMatrix(model.config.classes, ignore_index=IGNORED).to(device)
     residuals, state = [], None
-    for image, mask in data:
+    for image, mask in (data[i] for i in range(len(data))):
         x = normalise(image[None].to(device).float() / 255, config)
         u = frozen.inject(x)
         z0 = state if warm and state is not None else frozen.zero_state(u)

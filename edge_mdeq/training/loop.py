@@ -7,7 +7,6 @@ import math
 import random
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -92,15 +91,13 @@ def train(
     task, optimizer = fabric.setup(EquilibriumTask(model, recipe), optimizer)
     shuffle = torch.Generator()
     loader = fabric.setup_dataloaders(
-        DataLoader(
-            train_set, recipe.optim.batch, shuffle=True, drop_last=True, generator=shuffle
-        )
+        DataLoader(train_set, recipe.optim.batch, shuffle=True, drop_last=True, generator=shuffle)
     )
     if not len(loader):
         raise ConfigError(f"optim.batch {recipe.optim.batch} exceeds the {len(train_set)} images")
     augment = Augment(recipe.augment, size)
     weights = class_weights(recipe.loss, train_set, classes, fabric.device)
-    total = recipe.optim.epochs * len(loader)
+    total = recipe.epochs * len(loader)
 
     epoch, step, elapsed = 0, 0, 0.0
     if resume:
@@ -114,14 +111,16 @@ def train(
         restore_random(state["random"])
         epoch, step, elapsed = state["epoch"], state["step"], state["seconds"]
 
-    while epoch < recipe.optim.epochs:
+    while epoch < recipe.epochs:
         started = time.monotonic()
         task.train()
         shuffle.manual_seed(recipe.seed + epoch)
         sums: dict[str, float] = {}
         for image, mask in loader:
-            set_lr(optimizer, recipe.optim, step, total)
-            figures = train_step(fabric, task, optimizer, augment, recipe, epoch, image, mask, weights)
+            set_lr(optimizer, learning_rate(recipe, step, len(loader)))
+            figures = train_step(
+                fabric, task, optimizer, augment, recipe, epoch, image, mask, weights
+            )
             average.update_parameters(model)
             step += 1
             for name, value in figures.items():
@@ -130,8 +129,10 @@ def train(
         epoch += 1
         elapsed += time.monotonic() - started
         entry: dict[str, Any] = {"epoch": epoch, "step": step, "seconds": round(elapsed, 1), **sums}
-        if epoch % recipe.validation.every == 0 or epoch == recipe.optim.epochs:
-            score = evaluate(average.module, val_set, recipe.input, recipe.validation.evaluations)
+        if epoch % recipe.validation.every == 0 or epoch == recipe.epochs:
+            score = evaluate(
+                averaged(average), val_set, recipe.input, recipe.validation.evaluations
+            )
             entry |= {"miou": score.miou, "val_residual": score.residual}
             progress(step, total, {"epoch": epoch, "miou": score.miou})
         if fabric.global_rank == 0:
@@ -149,7 +150,13 @@ def train(
                     "seconds": elapsed,
                 },
             )
-    return finish(average.module, recipe, val_set, out)
+    return finish(averaged(average), recipe, val_set, out)
+
+
+def averaged(average: AveragedModel) -> MDEQ:
+    """The model inside ``average``."""
+    assert isinstance(average.module, MDEQ)
+    return average.module
 
 
 def finish(model: MDEQ, recipe: Recipe, val_set: SegmentationFolder, out: Path) -> Path:
@@ -186,7 +193,9 @@ def train_step(
     logits, penalty, residual = task(image, plan)
     loss = segmentation_loss(logits.float(), target, weights, recipe.loss)
     fabric.backward(loss + recipe.jacobian.weight * penalty)
-    fabric.clip_gradients(task, optimizer, max_norm=recipe.optim.clip_norm, error_if_nonfinite=False)
+    fabric.clip_gradients(
+        task, optimizer, max_norm=recipe.optim.clip_norm, error_if_nonfinite=False
+    )
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     figures = {"loss": loss, "jacobian": penalty, "residual": residual}
@@ -198,13 +207,17 @@ def draw_plan(recipe: Recipe, epoch: int) -> Plan:
     solver = recipe.solver
     if epoch < solver.unrolled_epochs:
         return Plan(True, solver.unrolled_steps, False)
-    penalise = recipe.jacobian.weight > 0 and random.random() < recipe.jacobian.frequency
-    return Plan(False, random.randint(*solver.evaluations), penalise)
+    finishing = epoch >= recipe.optim.epochs
+    frequency = recipe.finish.jacobian_frequency if finishing else recipe.jacobian.frequency
+    evaluations = recipe.finish.evaluations if finishing else solver.evaluations
+    penalise = recipe.jacobian.weight > 0 and random.random() < frequency
+    return Plan(False, random.randint(*evaluations), penalise)
 
 
 def parameter_groups(model: MDEQ, config: OptimConfig) -> list[dict[str, Any]]:
     """Kernels decay; gains, biases and norms (one dimension, or weight norm's gain) do not."""
-    decay, plain = [], []
+    decay: list[Tensor] = []
+    plain: list[Tensor] = []
     for name, parameter in model.named_parameters():
         flat = parameter.ndim <= 1 or name.endswith(".gain")
         (plain if flat else decay).append(parameter)
@@ -214,10 +227,18 @@ def parameter_groups(model: MDEQ, config: OptimConfig) -> list[dict[str, Any]]:
     ]
 
 
-def set_lr(optimizer: Any, config: OptimConfig, step: int, total: int) -> None:
-    """Linear warm-up, then a half cosine to zero at the last step."""
-    warm = min(1.0, (step + 1) / max(1, config.warmup_steps))
-    lr = config.lr * warm * 0.5 * (1 + math.cos(math.pi * step / total))
+def learning_rate(recipe: Recipe, step: int, epoch_steps: int) -> float:
+    """Linear warm-up, then a half cosine to zero; the last phase has a half cosine of its own."""
+    config, main = recipe.optim, recipe.optim.epochs * epoch_steps
+    if step < main:
+        warm = min(1.0, (step + 1) / max(1, config.warmup_steps))
+        return config.lr * warm * 0.5 * (1 + math.cos(math.pi * step / main))
+    done = (step - main) / (recipe.finish.epochs * epoch_steps)
+    return recipe.finish.lr * 0.5 * (1 + math.cos(math.pi * done))
+
+
+def set_lr(optimizer: Any, lr: float) -> None:
+    """Set every group's learning rate."""
     for group in optimizer.param_groups:
         group["lr"] = lr
 

@@ -71,6 +71,20 @@ class JacobianConfig:
 
 
 @dataclass(frozen=True)
+class FinishConfig:
+    """A last phase for few iterations: short solves, more regularisation, a small learning rate.
+
+    It comes after ``optim.epochs`` and lasts ``epochs``; the learning rate starts at ``lr`` and
+    follows a cosine of its own to zero.
+    """
+
+    epochs: int = 0
+    lr: float = 2e-4
+    evaluations: tuple[int, int] = (1, 4)
+    jacobian_frequency: float = 0.5
+
+
+@dataclass(frozen=True)
 class LossConfig:
     """Cross entropy plus ``lovasz`` times Lovasz-softmax (a surrogate of mean IoU).
 
@@ -114,6 +128,7 @@ class Recipe:
     solver: SolverConfig = field(default_factory=SolverConfig)
     gradient: GradientConfig = field(default_factory=GradientConfig)
     jacobian: JacobianConfig = field(default_factory=JacobianConfig)
+    finish: FinishConfig = field(default_factory=FinishConfig)
     loss: LossConfig = field(default_factory=LossConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     validation: ValidationConfig = field(default_factory=ValidationConfig)
@@ -133,9 +148,17 @@ class Recipe:
             raise ConfigError("recipe: data.palette needs one RGB colour per class")
         if self.optim.epochs < 1 or self.optim.batch < 1:
             raise ConfigError("recipe: optim.epochs and optim.batch must be at least 1")
-        low, high = self.solver.evaluations
-        if not 1 <= low <= high:
-            raise ConfigError(f"recipe: solver.evaluations {low}..{high} is not a range")
+        for name, (low, high) in (
+            ("solver", self.solver.evaluations),
+            ("finish", self.finish.evaluations),
+        ):
+            if not 1 <= low <= high:
+                raise ConfigError(f"recipe: {name}.evaluations {low}..{high} is not a range")
+
+    @property
+    def epochs(self) -> int:
+        """All epochs of the run."""
+        return self.optim.epochs + self.finish.epochs
         positive = {  # found out here, not by a crash after hours of training
             "solver.unrolled_steps": self.solver.unrolled_steps,
             "gradient.steps": self.gradient.steps,

@@ -88,6 +88,8 @@ def segmentation_loss(
         logits, target = logits[..., ::2, ::2], target[..., ::2, ::2]
         labelled = target != IGNORED
         flat = logits.permute(1, 0, 2, 3)[:, labelled]  # (classes, N)
-        surrogate = kornia.losses.lovasz_softmax_loss(flat[None, :, None], target[labelled][None, None])
+        surrogate = kornia.losses.lovasz_softmax_loss(
+            flat[None, :, None], target[labelled][None, None]
+        )
         loss = loss + config.lovasz * surrogate
     return loss

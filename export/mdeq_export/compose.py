@@ -41,9 +41,7 @@ class Composer:
             raise ValueError(f"piece {name!r} takes {len(copy.inputs)} values, got {len(inputs)}")
         bound = dict(zip(copy.inputs, inputs, strict=True))
         bound |= {
-            value: self.share(name, value)
-            for value in copy.initializers.values()
-            if value.uses()
+            value: self.share(name, value) for value in copy.initializers.values() if value.uses()
         }
         outputs = [bound.get(value, value) for value in copy.outputs]
         nodes = list(copy)
@@ -89,9 +87,7 @@ def solve_model(pieces: Pieces, evaluations: int) -> ir.Model:
     """
     composer = Composer()
     image = copy_of(pieces.inject.inputs[0], IMAGE)
-    state = [
-        copy_of(value, state_name(i)) for i, value in enumerate(pieces.cell.inputs[1:])
-    ]
+    state = [copy_of(value, state_name(i)) for i, value in enumerate(pieces.cell.inputs[1:])]
     scales = len(state)
     (u,) = composer.call("i", pieces.inject, [image])
     solver_state: list[ir.Value] = list(state)
@@ -100,9 +96,7 @@ def solve_model(pieces: Pieces, evaluations: int) -> ir.Model:
         fz = composer.call("c", pieces.cell, [u, *z])
         if k < evaluations - 1:
             kind = min(k, len(pieces.advance) - 1)
-            solver_state = composer.call(
-                f"a{kind}", pieces.advance[kind], [*solver_state, *fz]
-            )
+            solver_state = composer.call(f"a{kind}", pieces.advance[kind], [*solver_state, *fz])
     (residual,) = composer.call("r", pieces.residual, [*z, *fz])
     answers = composer.call("o", pieces.readout, fz)
     for value, name in zip(answers, (OUTPUT, CONFIDENCE), strict=False):

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import onnx_ir as ir
 
-from edge_mdeq import __version__
 from edge_mdeq.bundle import (
     InputSpec,
     Manifest,
@@ -28,8 +28,17 @@ from edge_mdeq.config import InputConfig, ModelCard
 from edge_mdeq.errors import ConfigError, ExportError
 from edge_mdeq.model import MDEQ
 from edge_mdeq.solvers import make_solver
+from edge_mdeq.version import __version__
 from edge_mdeq.weights import load_weights
-from mdeq_export.compose import CONFIDENCE, IMAGE, OUTPUT, RESIDUAL, next_name, solve_model, state_name
+from mdeq_export.compose import (
+    CONFIDENCE,
+    IMAGE,
+    OUTPUT,
+    RESIDUAL,
+    next_name,
+    solve_model,
+    state_name,
+)
 from mdeq_export.images import verification_images
 from mdeq_export.passes import run_passes
 from mdeq_export.pieces import OPSET, Pieces, trace_pieces
@@ -62,7 +71,7 @@ class ExportSettings:
     solver: str = "fixed_point"
     solver_settings: dict[str, float] = field(default_factory=dict)
     size: tuple[int, int] | None = None
-    tolerance: Tolerance = Tolerance()
+    tolerance: Tolerance = field(default_factory=Tolerance)
     images: Path | None = None
     force: bool = False
 
@@ -158,7 +167,7 @@ def write_graphs(
     return graphs, weights_file
 
 
-def interface(model: MDEQ, config: InputConfig, card: ModelCard) -> dict[str, object]:
+def interface(model: MDEQ, config: InputConfig, card: ModelCard) -> dict[str, Any]:
     """The part of the manifest that describes inputs and outputs."""
     height, width = config.height, config.width
     shapes = model.config.state_shapes(1, height, width)

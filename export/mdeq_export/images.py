@@ -44,7 +44,8 @@ def read_rgb(path: Path, height: int, width: int) -> NDArray[np.uint8]:
     if image is None:
         raise DataError(f"{path} cannot be decoded as an image")
     rgb = np.ascontiguousarray(image[..., ::-1])
-    return fit_image(rgb, plan_fit(rgb.shape[:2], (height, width)))
+    fitted: NDArray[np.uint8] = fit_image(rgb, plan_fit(rgb.shape[:2], (height, width)))
+    return fitted
 
 
 def scene(seed: int, height: int, width: int) -> NDArray[np.uint8]:

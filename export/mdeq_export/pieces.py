@@ -44,13 +44,14 @@ class Pieces:
     def all(self) -> dict[str, ir.Graph]:
         """Every piece by a short name."""
         advance = {f"a{i}": graph for i, graph in enumerate(self.advance)}
-        return {
-            "i": self.inject, "c": self.cell, **advance, "r": self.residual, "o": self.readout
-        }
+        return {"i": self.inject, "c": self.cell, **advance, "r": self.residual, "o": self.readout}
 
 
 class Inject(nn.Module):
     """Pixels to injection: the normalisation is part of the graph."""
+
+    scale: Tensor
+    shift: Tensor
 
     def __init__(self, model: MDEQ, config: InputConfig) -> None:
         super().__init__()
@@ -143,9 +144,7 @@ def trace_pieces(model: MDEQ, config: InputConfig, solver: Solver, batch: int = 
         u = inject(image)
     z, fz = model.zero_state(u), model.zero_state(u)  # distinct: the tracer merges equal inputs
     readout = (
-        ReadMask(model, height, width)
-        if model.config.task == "segmentation"
-        else ReadScores(model)
+        ReadMask(model, height, width) if model.config.task == "segmentation" else ReadScores(model)
     )
     return Pieces(
         inject=trace(inject, (image,)),

@@ -19,7 +19,5 @@ class TargetProfile:
 
 PROFILES = {
     profile.name: profile
-    for profile in (
-        TargetProfile("ort-cpu", (Anonymise(), LowerGroupNorm(), DropIdentity())),
-    )
+    for profile in (TargetProfile("ort-cpu", (Anonymise(), LowerGroupNorm(), DropIdentity())),)
 }

@@ -36,7 +36,7 @@ def write_weights(
                 file.tell(),
                 tensor.nbytes,
                 tensor.dtype,
-                shape=ir.Shape(tensor.shape),
+                shape=ir.Shape(tensor.shape.numpy()),
                 name=name,
                 base_dir=path.parent,
             )

@@ -1,7 +1,7 @@
 """A bundle on a device: frames in, results out. Imports neither torch nor onnx nor the exporter.
 
-    source -> latest-frame slot -> session -> sinks
-                                   backend + carried state
+source -> latest-frame slot -> session -> sinks
+                               backend + carried state
 """
 
 from mdeq_runtime.model import Model

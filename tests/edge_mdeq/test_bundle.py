@@ -390,6 +390,23 @@ def test_force_replaces_a_bundle_as_a_whole(bundle: Path) -> None:
     assert names(bundle.parent) == ["tiny.mdeq"]
 
 
+def test_a_reader_sees_the_old_bundle_until_it_sees_the_new_one(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+
+    def look_and_exchange(new: Path, path: Path) -> bool:
+        seen.append(open_bundle(path, verify=True).manifest.name)
+        exchanged = exchange(new, path)
+        seen.append(open_bundle(path, verify=True).manifest.name)
+        return exchanged
+
+    exchange = writer.exchange
+    monkeypatch.setattr(writer, "exchange", look_and_exchange)
+    replace_bundle(bundle)
+    assert seen == ["tiny", "new"]
+
+
 def test_force_replaces_where_folders_cannot_be_exchanged(
     bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -285,7 +285,8 @@ def test_best_returns_each_sample_s_lowest_residual() -> None:
 
 
 def test_best_survives_iterates_that_are_not_finite() -> None:
-    values = iter([2.0, 1.9, float("nan"), float("inf"), float("nan")])
+    nan, inf = float("nan"), float("inf")
+    values = iter([nan, 2.0, 1.9, nan, inf])
     solution = solve(
         lambda z: to_state(torch.full((1, SIZE), next(values), dtype=torch.float64)),
         zeros(1),

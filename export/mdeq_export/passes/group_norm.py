@@ -15,7 +15,7 @@ __all__ = ["LowerGroupNorm"]
 
 
 class LowerGroupNorm(GraphPass):
-    """(B, C, H, W) -> (B, G, C/G*H*W), normalise each row, -> (B, C, H, W), times gain, plus bias."""
+    """(B, C, H, W) -> (B, G, C/G*H*W), normalise rows, back, times gain, plus bias."""
 
     def requires(self, graph: ir.Graph) -> str | None:
         for node in graph:
@@ -39,7 +39,10 @@ class LowerGroupNorm(GraphPass):
 def lower(graph: ir.Graph, node: ir.Node) -> None:
     """Replace one node."""
     x, gain, bias = node.inputs
-    assert x is not None and gain is not None and bias is not None and x.shape is not None
+    assert x is not None
+    assert x.shape is not None
+    assert gain is not None
+    assert bias is not None
     batch, channels, height, width = x.shape.numpy()
     groups = node.attributes.get_int("num_groups")
     assert groups is not None
@@ -53,17 +56,13 @@ def lower(graph: ir.Graph, node: ir.Node) -> None:
     ones = constant(graph, f"ones_{groups}", np.ones(groups, dtype))
     zeros = constant(graph, f"zeros_{groups}", np.zeros(groups, dtype))
     flat = ir.node("Reshape", [x, rows])
-    normal = ir.node(
-        "InstanceNormalization", [flat.outputs[0], ones, zeros], {"epsilon": epsilon}
-    )
+    normal = ir.node("InstanceNormalization", [flat.outputs[0], ones, zeros], {"epsilon": epsilon})
     back = ir.node("Reshape", [normal.outputs[0], shape])
     scaled = ir.node("Mul", [back.outputs[0], per_channel(graph, gain)])
     shifted = ir.node("Add", [scaled.outputs[0], per_channel(graph, bias)])
     new = [flat, normal, back, scaled, shifted]
     shifted.outputs[0].shape, shifted.outputs[0].type = x.shape, x.type
-    ir.convenience.replace_nodes_and_values(
-        graph, node, [node], new, node.outputs, shifted.outputs
-    )
+    ir.convenience.replace_nodes_and_values(graph, node, [node], new, node.outputs, shifted.outputs)
 
 
 def per_channel(graph: ir.Graph, value: ir.Value) -> ir.Value:

