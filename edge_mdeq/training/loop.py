@@ -256,7 +256,7 @@ def class_weights(
 
 
 def same_size(data: SegmentationFolder) -> None:
-    """Batches need images of one size; resize to the first one's where they differ."""
+    """Raise ConfigError unless all images have one size: they are stacked to batches."""
     first = data.items[0][0].shape
     for path, (image, _) in zip(data.paths, data.items, strict=True):
         if image.shape != first:

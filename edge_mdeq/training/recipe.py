@@ -154,11 +154,6 @@ class Recipe:
         ):
             if not 1 <= low <= high:
                 raise ConfigError(f"recipe: {name}.evaluations {low}..{high} is not a range")
-
-    @property
-    def epochs(self) -> int:
-        """All epochs of the run."""
-        return self.optim.epochs + self.finish.epochs
         positive = {  # found out here, not by a crash after hours of training
             "solver.unrolled_steps": self.solver.unrolled_steps,
             "gradient.steps": self.gradient.steps,
@@ -170,6 +165,11 @@ class Recipe:
         for name, value in positive.items():
             if value < 1:
                 raise ConfigError(f"recipe: {name} holds {value}, must be at least 1")
+
+    @property
+    def epochs(self) -> int:
+        """All epochs of the run."""
+        return self.optim.epochs + self.finish.epochs
 
 
 def read_recipe(path: Path) -> Recipe:

@@ -27,15 +27,16 @@ from edge_mdeq.training.evaluate import evaluate, mean_iou
 from edge_mdeq.training.loop import (
     class_weights,
     draw_plan,
+    learning_rate,
     parameter_groups,
     random_state,
     restore_random,
-    set_lr,
     train,
 )
 from edge_mdeq.training.recipe import (
     AugmentConfig,
     DataConfig,
+    FinishConfig,
     GradientConfig,
     JacobianConfig,
     LossConfig,
@@ -491,16 +492,39 @@ def test_the_first_epochs_unroll_and_later_ones_solve() -> None:
 
 
 def test_the_learning_rate_warms_up_and_falls_to_zero_as_a_cosine() -> None:
-    config = OptimConfig(epochs=1, lr=0.2, warmup_steps=10)
-    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
-    rates = []
-    for step in range(101):
-        set_lr(optimizer, config, step, 100)
-        rates.append(optimizer.param_groups[0]["lr"])
+    recipe = replace(TINY, optim=OptimConfig(epochs=1, lr=0.2, warmup_steps=10))
+    rates = [learning_rate(recipe, step, epoch_steps=1000) for step in range(1000)]
     assert rates[0] == pytest.approx(0.02)
-    assert rates[50] == pytest.approx(0.1)
-    assert rates[100] == pytest.approx(0.0)
+    assert rates[500] == pytest.approx(0.1)
+    assert rates[999] < 1e-5
     assert rates[9:] == sorted(rates[9:], reverse=True)
+
+
+FINISHING = replace(
+    TINY,
+    optim=replace(TINY.optim, epochs=2, lr=0.2),
+    finish=FinishConfig(epochs=1, lr=0.05, evaluations=(1, 1), jacobian_frequency=1.0),
+)
+
+
+def test_the_last_phase_has_a_cosine_of_its_own() -> None:
+    rates = [learning_rate(FINISHING, step, epoch_steps=100) for step in range(300)]
+    assert rates[199] < 1e-3
+    assert rates[200] == pytest.approx(0.05)
+    assert rates[250] == pytest.approx(0.025)
+    assert rates[299] < 1e-4
+
+
+def test_the_last_phase_has_evaluations_and_penalties_of_its_own() -> None:
+    random.seed(0)
+    assert {draw_plan(FINISHING, 1).evaluations for _ in range(50)} == {2, 3}
+    finishing = [draw_plan(FINISHING, 2) for _ in range(50)]
+    assert {(p.unrolled, p.evaluations, p.penalise) for p in finishing} == {(False, 1, True)}
+
+
+def test_the_last_phase_comes_after_the_epochs_of_the_first(data: Path, tmp_path: Path) -> None:
+    train(FINISHING, data, tmp_path / "run")
+    assert [entry["epoch"] for entry in log_of(tmp_path / "run")] == [1, 2, 3]
 
 
 def test_only_kernels_decay() -> None:
@@ -607,6 +631,7 @@ def test_every_sample_recipe_makes_sense(path: Path) -> None:
         ('"disc", ', "", r"data\.labels has 2 entries, the model has 3 classes"),
         (", [40, 40, 220]", "", r"data\.palette needs one RGB colour per class"),
         ("[optim]", "[solver]\nevaluations = [5, 4]\n[optim]", r"solver\.evaluations 5\.\.4"),
+        ("[optim]", "[finish]\nevaluations = [0, 4]\n[optim]", r"finish\.evaluations 0\.\.4"),
         ("[optim]", "[solver]\nname = 'newton'\n[optim]", r"`\$\.solver\.name`"),
         ("[optim]", "[gradient]\nkind = 'exact'\n[optim]", r"`\$\.gradient\.kind`"),
         (

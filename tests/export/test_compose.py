@@ -1,0 +1,249 @@
+"""The composed graph against the torch solver that it unrolls."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import onnxruntime as ort
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from edge_mdeq.config import ModelCard
+from edge_mdeq.model import MDEQ
+from edge_mdeq.solvers import Anderson, FixedPoint, Solution, Solver, solve
+from edge_mdeq.weights import load_weights
+from mdeq_export.compose import Composer, solve_model
+from mdeq_export.exporter import write_graphs
+from mdeq_export.images import scene
+from mdeq_export.pieces import Inject, Pieces, ReadMask, trace_pieces
+
+Feeds = dict[str, NDArray[Any]]
+
+SOLVERS: dict[str, Solver] = {
+    "fixed point": FixedPoint(),
+    "damped": FixedPoint(0.7),
+    "anderson": Anderson(3),
+}
+COUNTS = (1, 2, 4)
+OPERATORS = {  # what TensorRT and ONNX Runtime both have; a new one should be a decision
+    "Add", "ArgMax", "Cast", "Concat", "Conv", "Div", "InstanceNormalization", "Mul", "ReduceMax",
+    "ReduceSum", "Relu", "Reshape", "Resize", "Softmax", "Sqrt", "Sub", "Transpose", "Unsqueeze",
+}  # fmt: skip
+
+
+@dataclass
+class Unrolled:
+    """A model, its card and its graphs for one solver."""
+
+    model: MDEQ
+    card: ModelCard
+    solver: Solver
+    graphs: dict[int, Path]
+    weights_file: Path
+    sessions: dict[int, ort.InferenceSession] = field(default_factory=dict)
+
+    def run(self, count: int, image: NDArray[np.uint8], states: Feeds | None = None) -> Feeds:
+        if count not in self.sessions:
+            self.sessions[count] = ort.InferenceSession(
+                str(self.graphs[count]), providers=["CPUExecutionProvider"]
+            )
+        session = self.sessions[count]
+        feeds = {i.name: np.zeros(i.shape, np.float32) for i in session.get_inputs()[1:]}
+        feeds |= {"image": image[None]} | (states or {})
+        names = [output.name for output in session.get_outputs()]
+        return dict(zip(names, session.run(None, feeds), strict=True))
+
+    @torch.no_grad()
+    def torch_solve(self, count: int, image: NDArray[np.uint8]) -> Solution:
+        """With the weights as they were trained: nothing folded."""
+        u = Inject(self.model, self.card.input)(torch.from_numpy(image[None]))
+        return solve(self.model.bind(u), self.model.zero_state(u), self.solver, count)
+
+
+def states_of(answer: Feeds) -> Feeds:
+    """The returned states under the names of the inputs."""
+    prefix = "next_"
+    return {n.removeprefix(prefix): v for n, v in answer.items() if n.startswith(prefix)}
+
+
+def unroll(weights: Path, solver: Solver, counts: tuple[int, ...], folder: Path) -> Unrolled:
+    model, card = load_weights(weights)
+    pieces = trace_pieces(model.freeze(), card.input, solver)
+    graphs, weights_file = write_graphs(pieces, counts, folder, lambda message: None)
+    return Unrolled(model, card, solver, graphs, weights_file)
+
+
+@pytest.fixture(scope="module", params=SOLVERS)
+def unrolled(
+    request: pytest.FixtureRequest,
+    segmenter_weights: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Unrolled:
+    counts = (*COUNTS, 26) if request.param == "fixed point" else COUNTS
+    folder = tmp_path_factory.mktemp("unrolled")
+    return unroll(segmenter_weights, SOLVERS[request.param], counts, folder)
+
+
+@pytest.fixture(scope="module")
+def image() -> NDArray[np.uint8]:
+    return scene(5, 64, 96)
+
+
+@pytest.mark.parametrize("count", COUNTS)
+def test_the_graph_computes_what_torch_solves(
+    unrolled: Unrolled, image: NDArray[np.uint8], count: int
+) -> None:
+    found, expected = unrolled.run(count, image), unrolled.torch_solve(count, image)
+    for state, value in zip(states_of(found).values(), expected.value, strict=True):
+        np.testing.assert_allclose(state, value.numpy(), atol=1e-4, rtol=0)
+    np.testing.assert_allclose(found["residual"], expected.residual.numpy(), rtol=1e-3)
+    with torch.no_grad():
+        mask, confidence = ReadMask(unrolled.model, 64, 96)(expected.value)
+    assert (found["output"] == mask.numpy()).mean() >= 0.999
+    np.testing.assert_allclose(found["confidence"], confidence.numpy(), atol=1e-4)
+
+
+def test_the_answers_are_worth_comparing(unrolled: Unrolled, image: NDArray[np.uint8]) -> None:
+    """Several classes, states that differ between N and between images, a residual that falls."""
+    one, four = unrolled.run(1, image), unrolled.run(4, image)
+    other = unrolled.run(4, scene(6, 64, 96))
+    assert len(np.unique(four["output"])) > 1
+    for name, state in states_of(four).items():
+        assert np.abs(state - states_of(one)[name]).max() > 1e-3
+        assert np.abs(state - states_of(other)[name]).max() > 1e-3
+    assert four["residual"][0] < one["residual"][0]
+
+
+def test_the_graphs_are_valid_and_plain(unrolled: Unrolled) -> None:
+    for count, path in unrolled.graphs.items():
+        onnx.checker.check_model(str(path), full_check=True)
+        graph = onnx.load(path, load_external_data=False).graph
+        operators = {node.op_type for node in graph.node}
+        assert operators <= OPERATORS, operators - OPERATORS
+        assert not any(
+            attribute.type in (onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS)
+            for node in graph.node
+            for attribute in node.attribute
+        )
+        names = [f"state_{i}" for i in range(3)]
+        assert [value.name for value in graph.input] == ["image", *names]
+        assert [value.name for value in graph.output] == [
+            "output", "confidence", *(f"next_{name}" for name in names), "residual",
+        ]  # fmt: skip
+        used = {name for node in graph.node for name in node.input}
+        assert {tensor.name for tensor in graph.initializer} <= used
+        made = [name for node in graph.node for name in node.output]
+        assert len(made) == len(set(made))
+        convolutions = sum(node.op_type == "Conv" for node in graph.node)
+        cell = sum(1 for m in unrolled.model.cell.modules() if isinstance(m, torch.nn.Conv2d))
+        outside = convolutions - count * cell
+        assert outside == 3 + 2, "stem and transform, and the readout, exactly once"
+
+
+def test_depth_costs_nodes_but_no_weights(
+    segmenter_weights: Path, tmp_path: Path, unrolled: Unrolled
+) -> None:
+    if 26 not in unrolled.graphs:
+        pytest.skip("one solver is enough")
+    model, card = load_weights(segmenter_weights)
+    pieces = trace_pieces(model.freeze(), card.input, FixedPoint())
+    _, alone = write_graphs(pieces, (2,), tmp_path, lambda message: None)
+    assert alone.read_bytes() == unrolled.weights_file.read_bytes()
+    sizes = {count: path.stat().st_size for count, path in unrolled.graphs.items()}
+    assert sizes[2] < sizes[26] < sizes[2] + 1_000_000
+    small, large = (
+        {tensor.name for tensor in onnx.load(unrolled.graphs[k], False).graph.initializer}
+        for k in (2, 26)
+    )
+    assert small == large
+
+
+def test_going_on_from_the_returned_states_is_one_longer_solve(
+    unrolled: Unrolled, image: NDArray[np.uint8]
+) -> None:
+    first = unrolled.run(2, image)
+    second, four = unrolled.run(2, image, states_of(first)), unrolled.run(4, image)
+    undamped = unrolled.solver == FixedPoint()
+    differences = [
+        float(np.abs(state - states_of(four)[name]).max())
+        for name, state in states_of(second).items()
+    ]
+    # A damped or accelerated solve goes on from f, not from the iterate that it would mix.
+    assert (max(differences) < 1e-4) == undamped
+    if undamped:
+        np.testing.assert_allclose(second["residual"], four["residual"], rtol=1e-3)
+
+
+def test_the_residual_belongs_to_the_last_iterate(
+    unrolled: Unrolled, image: NDArray[np.uint8]
+) -> None:
+    """From the states that one evaluation starts from and gives, by the formula."""
+    before = states_of(unrolled.run(4, image))
+    found = unrolled.run(1, image, before)
+    after = states_of(found)
+    gap = sum(float(np.square(after[n].astype(np.float64) - before[n]).sum()) for n in before)
+    size = sum(float(np.square(after[n].astype(np.float64)).sum()) for n in before)
+    assert found["residual"][0] == pytest.approx((gap / size) ** 0.5, rel=1e-3)
+
+
+def test_another_unroll_needs_only_the_pieces(
+    segmenter_weights: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, card = load_weights(segmenter_weights)
+    pieces = trace_pieces(model.freeze(), card.input, FixedPoint())
+
+    def refuse(*args: object, **kwargs: object) -> None:
+        raise AssertionError("traced again")
+
+    monkeypatch.setattr(torch.onnx, "export", refuse)
+    nodes = [len(list(solve_model(pieces, count).graph)) for count in (1, 2, 3)]
+    assert nodes[2] - nodes[1] == nodes[1] - nodes[0] > 0
+    assert nodes == [len(list(solve_model(pieces, count).graph)) for count in (1, 2, 3)]
+
+
+def test_a_piece_called_with_the_wrong_number_of_values_is_refused() -> None:
+    x = ir.Value(name="x")
+    piece = ir.Graph([x], [x], nodes=[], opset_imports={"": 21})
+    with pytest.raises(ValueError, match="'c' takes 1 values, got 2"):
+        Composer().call("c", piece, [ir.Value(name="a"), ir.Value(name="b")])
+
+
+@pytest.mark.parametrize(
+    ("solver", "steps"), [(FixedPoint(), 1), (Anderson(1), 1), (Anderson(3), 3)]
+)
+def test_one_step_is_traced_per_history_length(
+    segmenter_weights: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    solver: Solver,
+    steps: int,
+) -> None:
+    traced: list[object] = []
+
+    def note(module: torch.nn.Module, args: object) -> ir.Graph:
+        traced.append(module)
+        return ir.Graph([], [], nodes=[], opset_imports={"": 21})
+
+    monkeypatch.setattr("mdeq_export.pieces.trace", note)
+    model, card = load_weights(segmenter_weights)
+    pieces: Pieces = trace_pieces(model.freeze(), card.input, solver)
+    assert len(pieces.advance) == steps
+    assert len(traced) == 4 + steps
+
+
+def test_the_classifier_gives_torch_scores(classifier_weights: Path, tmp_path: Path) -> None:
+    read: Callable[[Any], Any]
+    graphs = unroll(classifier_weights, FixedPoint(), (3,), tmp_path)
+    picture = scene(1, 32, 32)
+    found, expected = graphs.run(3, picture), graphs.torch_solve(3, picture)
+    read = graphs.model.readout
+    with torch.no_grad():
+        scores = torch.softmax(read(expected.value), dim=1).numpy()
+    assert "confidence" not in found
+    np.testing.assert_allclose(found["output"], scores, atol=1e-5)
