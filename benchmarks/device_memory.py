@@ -1,4 +1,4 @@
-"""Peak memory of the device process on the demo clip, above a bare interpreter with NumPy and OpenCV.
+"""Peak memory of the device process on the demo clip, above a bare interpreter.
 
     python benchmarks/device_memory.py [--bundle out/demo/camvid-nano.mdeq] [--runs 3]
 

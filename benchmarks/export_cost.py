@@ -1,6 +1,6 @@
 """Composing is not tracing: what exporting K = 26 costs beside K = 2, in time and in bytes.
 
-    python benchmarks/export_cost.py [--weights samples/models/camvid-nano] [--runs 3]
+python benchmarks/export_cost.py [--weights samples/models/camvid-nano] [--runs 3]
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ KS = (2, 26)
 
 
 def main() -> None:
-    """Export in turn, each in a process of its own as a user would, and print the ratio pairwise."""
+    """Export in turn, each in a process of its own as a user would, and print pairwise ratios."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--weights", default="samples/models/camvid-nano")
     parser.add_argument("--runs", type=int, default=3)

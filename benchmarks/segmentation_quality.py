@@ -1,7 +1,7 @@
 """Mean IoU of a segmentation model by evaluations, cold and warm (frames in order), by torch.
 
-    python benchmarks/segmentation_quality.py --data CamVid [--weights samples/models/camvid-nano]
-                                                [--plot docs/images/iterations.svg]
+python benchmarks/segmentation_quality.py --data CamVid [--weights samples/models/camvid-nano]
+                                            [--plot docs/images/iterations.svg]
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """How long the imports take that every program pays for.
 
-    python benchmarks/startup.py [--runs 7]
+python benchmarks/startup.py [--runs 7]
 """
 
 from __future__ import annotations

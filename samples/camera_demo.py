@@ -1,7 +1,7 @@
 """A camera (or a video) through an equilibrium model, in forty lines.
 
-    python samples/camera_demo.py camvid-nano.mdeq 0             # a USB camera, in a window
-    python samples/camera_demo.py camvid-nano.mdeq drive.mp4 out.mp4
+python samples/camera_demo.py camvid-nano.mdeq 0             # a USB camera, in a window
+python samples/camera_demo.py camvid-nano.mdeq drive.mp4 out.mp4
 """
 
 from __future__ import annotations

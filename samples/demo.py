@@ -1,5 +1,5 @@
-"""``make demo``: the sample weights become a bundle, the bundle runs on a real clip, and a report says
-how it went. Each step is the command that a user would type.
+"""``make demo``: the sample weights become a bundle, the bundle runs on a real clip, and a report
+says how it went. Each step is the command that a user would type.
 """
 
 from __future__ import annotations
@@ -41,8 +41,9 @@ def main() -> None:
 
     above = (summary["peak_rss_bytes"] - base) / 1e6
     print(
-        f"\nexport {exported - started:.0f} s; {summary['frames']} frames in {ran - exported:.0f} s, "
-        f"{summary['mean_iterations']:.2f} iterations a frame, {summary['warm_share']:.0%} warm; "
+        f"\nexport {exported - started:.0f} s; {summary['frames']} frames "
+        f"in {ran - exported:.0f} s, {summary['mean_iterations']:.2f} iterations a frame, "
+        f"{summary['warm_share']:.0%} warm; "
         f"{above:.0f} MB above a bare interpreter with NumPy and OpenCV"
     )
     print(f"look at {video} and {report}")

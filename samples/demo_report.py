@@ -16,7 +16,7 @@ import numpy as np
 from edge_mdeq.bundle import Manifest, open_bundle
 
 matplotlib.use("svg")
-import matplotlib.pyplot as plt  # noqa: E402  (the backend comes first)
+import matplotlib.pyplot as plt
 
 COLD, WARM = "#d55e00", "#0072b2"
 STRIP = 5  # frames side by side
@@ -123,16 +123,14 @@ def memory(manifest: Manifest, summary: dict[str, Any], base_bytes: int) -> str:
         - weights
         - states,
     }
-    figure, axes = plt.subplots(figsize=(9, 1.7), layout="constrained")
+    figure, axes = plt.subplots(figsize=(9, 2.2), layout="constrained")
     left = 0.0
-    for (name, size), colour in zip(
-        parts.items(), ("#999999", WARM, COLD, "#009e73"), strict=True
-    ):
+    for (name, size), colour in zip(parts.items(), ("#999999", WARM, COLD, "#009e73"), strict=True):
         axes.barh([0], size / 1e6, left=left, color=colour, label=f"{name}: {size / 1e6:.1f} MB")
         left += size / 1e6
     axes.set_yticks([])
     axes.set_xlabel("peak resident memory (VmHWM), MB")
-    axes.legend(fontsize=8, ncols=2, loc="upper center", bbox_to_anchor=(0.5, 1.6))
+    figure.legend(fontsize=8, ncols=2, loc="outside upper center")
     return svg(figure)
 
 

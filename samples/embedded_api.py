@@ -1,6 +1,6 @@
 """The runtime inside a program of your own: one image, then a loop that you drive.
 
-    python samples/embedded_api.py camvid-nano.mdeq photo.jpg
+python samples/embedded_api.py camvid-nano.mdeq photo.jpg
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ def main(bundle: str, photo: str) -> None:
     settings = SessionSettings(cold=8, warm=2, confidence=True)
     with edge_mdeq.load(bundle, settings=settings) as model:
         result = model(image)
-        shares = np.bincount(result.output.ravel(), minlength=len(model.labels)) / result.output.size
+        mask = result.output
+        shares = np.bincount(mask.ravel(), minlength=len(model.labels)) / mask.size
         for index in np.argsort(-shares)[:3]:
             print(f"{model.labels[index]}: {shares[index]:.0%} of the picture")
         assert result.confidence is not None  # it was asked for above

@@ -43,9 +43,9 @@ def read_rgb(path: Path, height: int, width: int) -> NDArray[np.uint8]:
     image = cv2.imread(str(path), cv2.IMREAD_COLOR)
     if image is None:
         raise DataError(f"{path} cannot be decoded as an image")
-    rgb = np.ascontiguousarray(image[..., ::-1])
-    fitted: NDArray[np.uint8] = fit_image(rgb, plan_fit(rgb.shape[:2], (height, width)))
-    return fitted
+    rgb: NDArray[np.uint8] = np.ascontiguousarray(image[..., ::-1])
+    fit = plan_fit((rgb.shape[0], rgb.shape[1]), (height, width))
+    return np.asarray(fit_image(rgb, fit), dtype=np.uint8)
 
 
 def scene(seed: int, height: int, width: int) -> NDArray[np.uint8]:

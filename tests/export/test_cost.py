@@ -23,9 +23,8 @@ def export_seconds(model: MDEQ, count: int, folder: Path) -> float:
 def test_26_evaluations_export_about_as_fast_as_2(tmp_path: Path) -> None:
     config = ModelConfig(task="segmentation", classes=2, channels=(8, 8), expansion=1)
     model = MDEQ(config).freeze()
-    export_seconds(model, 1, tmp_path / "imports")
-    took = {
-        count: min(export_seconds(model, count, tmp_path / f"{count}-{i}") for i in range(3))
+    took = {  # the least of two: the first export also pays for imports
+        count: min(export_seconds(model, count, tmp_path / f"{count}-{i}") for i in range(2))
         for count in (2, 26)
     }
     assert took[26] <= 1.5 * took[2]

@@ -124,9 +124,7 @@ def test_drop_identity_passes_an_input_through_to_an_output() -> None:
 
 
 @pytest.mark.parametrize("epsilon", [None, 0.5])
-def test_a_lowered_group_norm_is_group_norm(
-    epsilon: float | None, x: NDArray[np.float32]
-) -> None:
+def test_a_lowered_group_norm_is_group_norm(epsilon: float | None, x: NDArray[np.float32]) -> None:
     """With its own epsilon, and with the default of ONNX when it names none."""
     graph = make_graph(epsilon=epsilon)
     LowerGroupNorm().call(graph)

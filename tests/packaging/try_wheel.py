@@ -25,7 +25,8 @@ config = ModelConfig("segmentation", 3, (8, 16), expansion=2)
 model = MDEQ(config)
 model.train().inject(torch.randn(4, 3, 32, 64))
 folder = Path({folder!r})
-save_weights(model, ModelCard(config, InputConfig(32, 64), ("a", "b", "c")), folder / "w.safetensors")
+card = ModelCard(config, InputConfig(32, 64), ("a", "b", "c"))
+save_weights(model, card, folder / "w.safetensors")
 edge_mdeq.export(folder / "w.safetensors", folder / "tiny.mdeq")
 """
 DEVICE = """

@@ -216,7 +216,7 @@ def test_a_folder_without_permission(tmp_path: Path, name: str) -> None:
     [
         ("out.mkv", r"unknown kind of output 'out\.mkv'.*NAME\.mp4, NAME\.avi, NAME\.jsonl"),
         ("out.json", r"did you mean '\.jsonl'"),
-        ("out", "a name without suffix"),
+        ("nameless", "a name without suffix"),
         ("displai://", "did you mean 'display'"),
         ("http://0.0.0.0:8080", "not supported yet"),
         ("masks://", "names no folder"),

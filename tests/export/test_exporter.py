@@ -1,0 +1,363 @@
+"""The export from end to end: what a bundle says of itself is true, and what fails leaves nothing.
+
+Tracing costs seconds, so that a test that needs a whole export looks at several things.
+"""
+
+from __future__ import annotations
+
+import getpass
+import json
+import shutil
+import socket
+from collections.abc import Callable
+from pathlib import Path
+
+import cv2
+import numpy as np
+import onnx_ir as ir
+import onnxruntime as ort
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import edge_mdeq
+from edge_mdeq.bundle import Bundle, TensorSpec, open_bundle
+from edge_mdeq.cli import main
+from edge_mdeq.errors import (
+    BundleError,
+    ConfigError,
+    DataError,
+    EdgeMdeqError,
+    ParityError,
+    WeightsError,
+)
+from mdeq_export import ExportSettings, export_bundle
+from mdeq_export.images import scene, verification_images
+from mdeq_export.passes import LowerGroupNorm
+from mdeq_export.verify import Tolerance
+
+Copy = Callable[[Path], Path]
+DTYPES = {"uint8": "tensor(uint8)", "float32": "tensor(float)"}
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+def assert_true_to_its_graphs(bundle: Bundle) -> None:
+    """What the manifest says of inputs and outputs is what ONNX Runtime finds."""
+    manifest = bundle.manifest
+    states = manifest.states
+    inputs = [manifest.input.tensor, *states]
+    outputs = [
+        manifest.output.tensor,
+        *([manifest.confidence] if manifest.confidence else []),
+        *(
+            TensorSpec(name, spec.dtype, spec.shape)
+            for name, spec in zip(manifest.state_outputs, states, strict=True)
+        ),
+        manifest.residual,
+    ]
+    for rung in bundle.profile("ort-cpu").rungs:
+        session = ort.InferenceSession(
+            str(bundle.path / rung.graph), providers=["CPUExecutionProvider"]
+        )
+        for specs, found in ((inputs, session.get_inputs()), (outputs, session.get_outputs())):
+            assert [(s.name, DTYPES[s.dtype], list(s.shape)) for s in specs] == [
+                (value.name, value.type, value.shape) for value in found
+            ]
+
+
+@pytest.mark.parametrize("kind", ["segmenter", "classifier"])
+def test_the_manifest_describes_the_graphs(kind: str, request: pytest.FixtureRequest) -> None:
+    path: Path = request.getfixturevalue(f"{kind}_bundle")
+    bundle = open_bundle(path, verify=True)
+    assert_true_to_its_graphs(bundle)
+    manifest = bundle.manifest
+    card = json.loads(request.getfixturevalue(f"{kind}_weights").with_suffix(".json").read_text())
+    assert manifest.name == kind
+    assert manifest.task == card["model"]["task"]
+    assert list(manifest.labels) == card["labels"]
+    assert [list(colour) for colour in manifest.palette] == card["palette"]
+    assert manifest.input.size == (card["input"]["height"], card["input"]["width"])
+    assert list(manifest.input.mean) == card["input"]["mean"]
+    assert manifest.provenance.name == card["provenance"]["name"]
+    assert manifest.metrics == card["metrics"]
+    assert manifest.solver.name == "fixed_point"
+    assert [rung.evaluations for rung in bundle.profile("ort-cpu").rungs] == [1, 2, 4]
+    on_disk = set(contents(path))
+    assert on_disk == {*manifest.files, "manifest.json"}
+
+
+@pytest.mark.parametrize("kind", ["segmenter", "classifier"])
+def test_the_verification_is_plausible(kind: str, request: pytest.FixtureRequest) -> None:
+    report = open_bundle(request.getfixturevalue(f"{kind}_bundle")).manifest.verification
+    assert (report.images, report.source) == (8, "test://")
+    assert ort.__version__ in report.backend
+    assert [rung.evaluations for rung in report.rungs] == [1, 2, 4]
+    for rung in report.rungs:
+        assert 0 < rung.state_max_abs < report.atol
+        assert 0 <= rung.residual_max_rel < 1e-3
+        assert report.min_agreement <= rung.answer_agreement <= 1
+        assert 0 <= rung.solver_gap_agreement <= 1
+    gaps = [rung.solver_gap_state for rung in report.rungs]
+    assert gaps == sorted(gaps, reverse=True)
+    assert gaps[-1] > 100 * report.rungs[-1].state_max_abs, "two questions, two magnitudes"
+    assert report.rungs[0].residual == pytest.approx(1.0), "||f(0) - 0|| / ||f(0)||"
+    residuals = [rung.residual for rung in report.rungs]
+    assert residuals == sorted(residuals, reverse=True)
+    assert report.reference_residual < residuals[-1]
+
+
+@pytest.mark.parametrize("kind", ["segmenter", "classifier"])
+def test_a_bundle_tells_nothing_of_the_machine_that_made_it(
+    kind: str, request: pytest.FixtureRequest
+) -> None:
+    path: Path = request.getfixturevalue(f"{kind}_bundle")
+    traces = [
+        "site-packages", "/home/", "/usr/", "/tmp/", ".py\"", str(Path.cwd()), str(path.parent),
+        str(Path(torch.__file__).parent), socket.gethostname(),
+    ]  # fmt: skip
+    if (user := getpass.getuser()) != "root":
+        traces.append(user)
+    for name, raw in contents(path).items():
+        for trace in traces:
+            assert trace.encode() not in raw, f"{trace!r} in {name}"
+
+
+def test_the_same_export_gives_the_same_bytes_and_replaces_only_by_force(
+    segmenter_weights: Path, segmenter_bundle: Path, classifier_bundle: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "segmenter.mdeq"
+    shutil.copytree(classifier_bundle, out)
+    before = contents(out)
+    with pytest.raises(BundleError, match=r"already exists; replace it with --force"):
+        export_bundle(segmenter_weights, out)
+    assert contents(out) == before
+    settings = ExportSettings(iterations=(4, 2, 1, 2), force=True)
+    manifest = edge_mdeq.export(str(segmenter_weights), str(out), settings)
+    assert contents(out) == contents(segmenter_bundle)
+    assert names(tmp_path) == ["segmenter.mdeq"]
+    assert manifest == open_bundle(out).manifest
+
+
+def test_another_size_another_solver_and_images_of_ones_own(
+    segmenter_weights: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "my street"
+    folder.mkdir()
+    for index in range(3):
+        cv2.imwrite(str(folder / f"{index}.png"), scene(index, 50, 70))
+    (folder / "notes.txt").write_text("not an image")
+    told: list[str] = []
+    manifest = export_bundle(
+        segmenter_weights,
+        tmp_path / "wide.mdeq",
+        ExportSettings((3,), "anderson", {"m": 2}, size=(32, 128), images=folder),
+        told.append,
+    )
+    bundle = open_bundle(tmp_path / "wide.mdeq", verify=True)
+    assert bundle.manifest == manifest
+    assert_true_to_its_graphs(bundle)
+    assert manifest.input.size == (32, 128)
+    assert manifest.states[0].shape == (1, 8, 8, 32)
+    assert (manifest.solver.name, manifest.solver.settings) == ("anderson", {"m": 2})
+    assert (manifest.verification.images, manifest.verification.source) == (3, "my street")
+    assert any("solve-k3" in message for message in told)
+    session = edge_mdeq.load(tmp_path / "wide.mdeq")
+    with session as model:
+        assert model(np.zeros((40, 50, 3), np.uint8)).output.shape == (40, 50)
+
+
+def test_broken_graphs_do_not_pass_the_gate(
+    classifier_weights: Path,
+    segmenter_bundle: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """A pass that is one percent off in one gain: exit code 1, and the old bundle is intact."""
+    honest = LowerGroupNorm.call
+
+    def careless(self: LowerGroupNorm, graph: ir.Graph) -> bool:
+        modified = honest(self, graph)
+        for name, value in graph.initializers.items():
+            if name.endswith("_chw"):
+                assert value.const_value is not None
+                value.const_value = ir.tensor(1.01 * value.const_value.numpy(), name=name)
+                break
+        return modified
+
+    monkeypatch.setattr(LowerGroupNorm, "call", careless)
+    out = tmp_path / "old.mdeq"
+    shutil.copytree(segmenter_bundle, out)
+    arguments = ["export", str(classifier_weights), "-o", str(out), "--iterations", "1", "-q"]
+    monkeypatch.setattr("sys.argv", ["edge-mdeq", *arguments, "--force"])
+    with pytest.raises(SystemExit) as left:
+        main()
+    assert left.value.code == 1
+    captured = capsys.readouterr()
+    assert "solve-k1 differs from torch" in captured.err
+    assert "--atol" in captured.err
+    assert "wrote" not in captured.out
+    assert names(tmp_path) == ["old.mdeq"]
+    assert contents(out) == contents(segmenter_bundle)
+
+
+@pytest.mark.parametrize(
+    ("tolerance", "message"),
+    [
+        (Tolerance(atol=1e-12), r"in its states, allowed is 1e-12 \(--atol\)"),
+        (Tolerance(min_agreement=1.1), "agrees with torch on 100.000% of the answers"),
+    ],
+)
+def test_the_gate_has_two_bars(
+    classifier_weights: Path, tmp_path: Path, tolerance: Tolerance, message: str
+) -> None:
+    with pytest.raises(ParityError, match=message):
+        export_bundle(
+            classifier_weights,
+            tmp_path / "x.mdeq",
+            ExportSettings(iterations=(1,), tolerance=tolerance),
+        )
+    assert names(tmp_path) == []
+
+
+# Refused before anything is traced
+
+
+@pytest.fixture
+def no_tracing(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*args: object, **kwargs: object) -> None:
+        raise AssertionError("traced a model that should have been refused")
+
+    monkeypatch.setattr("mdeq_export.exporter.trace_pieces", refuse)
+
+
+@pytest.mark.usefixtures("no_tracing")
+@pytest.mark.parametrize(
+    ("settings", "error", "message"),
+    [
+        ({"size": (60, 96)}, ConfigError, "height 60 .* nearest sizes are 48 and 64"),
+        ({"size": (64, 100)}, ConfigError, "width 100 .* nearest sizes are 96 and 112"),
+        ({"size": (0, 96)}, ConfigError, "height|size"),
+        ({"solver": "andersen"}, ConfigError, "did you mean 'anderson'"),
+        ({"solver_settings": {"m": 3}}, ConfigError, "'fixed_point' does not take"),
+        ({"solver_settings": {"tau": 0.0}}, ConfigError, "tau"),
+        ({"images": Path("/nowhere/at/all")}, DataError, "/nowhere/at/all is not a folder"),
+    ],
+)
+def test_senseless_settings_are_refused(
+    segmenter_weights: Path,
+    tmp_path: Path,
+    settings: dict[str, object],
+    error: type[EdgeMdeqError],
+    message: str,
+) -> None:
+    with pytest.raises(error, match=message):
+        export_bundle(
+            segmenter_weights,
+            tmp_path / "x.mdeq",
+            ExportSettings(**settings),  # type: ignore[arg-type]
+        )
+    assert names(tmp_path) == []
+
+
+@pytest.mark.parametrize("iterations", [(), (0,), (2, -1), (257,)])
+def test_impossible_iterations_are_refused(iterations: tuple[int, ...]) -> None:
+    with pytest.raises(ConfigError, match="iterations"):
+        ExportSettings(iterations=iterations)
+
+
+def truncate(weights: Path) -> None:
+    weights.write_bytes(weights.read_bytes()[:-100])
+
+
+def pickle(weights: Path) -> None:
+    torch.save({"a": torch.zeros(1)}, weights)
+
+
+def spoil(weights: Path) -> None:
+    tensors = load_file(weights)
+    next(iter(tensors.values())).view(-1)[0] = float("nan")
+    save_file(tensors, weights)
+
+
+def widen(weights: Path) -> None:
+    card = json.loads(weights.with_suffix(".json").read_text())
+    card["model"]["channels"] = [8, 16, 32]
+    weights.with_suffix(".json").write_text(json.dumps(card))
+
+
+@pytest.mark.usefixtures("no_tracing")
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (Path.unlink, "does not exist"),
+        (truncate, "truncated"),
+        (pickle, "not a readable safetensors"),
+        (spoil, "NaN or infinity"),
+        (widen, r"config says .*32"),
+    ],
+)
+def test_bad_weights_are_refused(
+    segmenter_weights: Path,
+    own_copy: Copy,
+    tmp_path: Path,
+    damage: Callable[[Path], None],
+    message: str,
+) -> None:
+    weights = own_copy(segmenter_weights)
+    damage(weights)
+    before = names(tmp_path)
+    with pytest.raises(WeightsError, match=message):
+        export_bundle(weights, tmp_path / "x.mdeq")
+    assert names(tmp_path) == before
+
+
+@pytest.mark.usefixtures("no_tracing")
+def test_what_cannot_be_replaced_is_refused(segmenter_weights: Path, tmp_path: Path) -> None:
+    (tmp_path / "letters.mdeq").mkdir()
+    (tmp_path / "letters.mdeq" / "dear.txt").write_text("love")
+    with pytest.raises(BundleError, match="not a bundle"):
+        export_bundle(segmenter_weights, tmp_path / "letters.mdeq", ExportSettings(force=True))
+    with pytest.raises(BundleError, match=r"must end in \.mdeq"):
+        export_bundle(segmenter_weights, tmp_path / "bundle")
+    assert names(tmp_path / "letters.mdeq") == ["dear.txt"]
+
+
+def test_an_empty_or_undecodable_image_folder_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="holds no images"):
+        verification_images(tmp_path, 8, 32, 32)
+    (tmp_path / "a.png").write_bytes(b"not a picture")
+    with pytest.raises(DataError, match=r"a\.png cannot be decoded"):
+        verification_images(tmp_path, 8, 32, 32)
+
+
+def test_images_are_read_as_rgb_and_spread_over_the_folder(tmp_path: Path) -> None:
+    for index in range(9):
+        image = np.zeros((20, 20, 3), np.uint8)
+        image[..., 2] = 10 * index  # red, in OpenCV's order
+        cv2.imwrite(str(tmp_path / f"{index}.png"), image)
+    images, source = verification_images(tmp_path, 3, 16, 16)
+    assert source == tmp_path.name
+    assert images.shape == (3, 16, 16, 3)
+    assert images[..., 0].mean(axis=(1, 2)).tolist() == [0, 40, 80]
+    assert not images[..., 1:].any()
+
+
+def test_generated_scenes_are_reproducible_and_differ() -> None:
+    images, source = verification_images(None, 3, 32, 48)
+    again, _ = verification_images(None, 3, 32, 48)
+    assert source == "test://"
+    assert np.array_equal(images, again)
+    assert len({image.tobytes() for image in images}) == 3
+    assert images.std() > 10
