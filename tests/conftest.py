@@ -69,6 +69,11 @@ def save_tiny(card: ModelCard, path: Path, seed: int) -> Path:
             block.conv2.gain *= 0.3  # type: ignore[operator]
             if i > 0:
                 block.norm3.weight *= 0.2  # type: ignore[operator]
+        for row in model.cell.fuse:
+            for j, link in enumerate(row):  # type: ignore[arg-type]
+                norms = [m for m in link.modules() if isinstance(m, torch.nn.GroupNorm)]
+                if j > 0 and norms:
+                    norms[-1].weight *= 0.1
         for post in model.cell.post:
             post.norm.weight *= 0.1  # type: ignore[operator]
         for module in model.modules():

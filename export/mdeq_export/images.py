@@ -64,4 +64,4 @@ def scene(seed: int, height: int, width: int) -> NDArray[np.uint8]:
         shade = rng.uniform(0, 255, 3) * (0.7 + 0.3 * np.sin(x / rng.uniform(2, 20)))[..., None]
         image = np.where(box[..., None], shade, image)
     image = image + rng.normal(0, 8, image.shape)
-    return np.clip(image, 0, 255).astype(np.uint8)
+    return np.asarray(np.clip(image, 0, 255), dtype=np.uint8)

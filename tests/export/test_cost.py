@@ -21,7 +21,7 @@ def export_seconds(model: MDEQ, count: int, folder: Path) -> float:
 
 
 def test_26_evaluations_export_about_as_fast_as_2(tmp_path: Path) -> None:
-    config = ModelConfig(task="segmentation", classes=2, channels=(8, 8), expansion=1)
+    config = ModelConfig(task="segmentation", classes=2, channels=(8,), expansion=1)
     model = MDEQ(config).freeze()
     took = {  # the least of two: the first export also pays for imports
         count: min(export_seconds(model, count, tmp_path / f"{count}-{i}") for i in range(2))

@@ -22,7 +22,6 @@ from safetensors.torch import load_file, save_file
 
 import edge_mdeq
 from edge_mdeq.bundle import Bundle, TensorSpec, open_bundle
-from edge_mdeq.cli import main
 from edge_mdeq.errors import (
     BundleError,
     ConfigError,
@@ -172,11 +171,11 @@ def test_another_size_another_solver_and_images_of_ones_own(
     assert (manifest.solver.name, manifest.solver.settings) == ("anderson", {"m": 2})
     assert (manifest.verification.images, manifest.verification.source) == (3, "my street")
     assert any("solve-k3" in message for message in told)
-    session = edge_mdeq.load(tmp_path / "wide.mdeq")
-    with session as model:
+    with edge_mdeq.load(tmp_path / "wide.mdeq") as model:
         assert model(np.zeros((40, 50, 3), np.uint8)).output.shape == (40, 50)
 
 
+@pytest.mark.filterwarnings("ignore:'click:DeprecationWarning")  # typer's, as it is imported
 def test_broken_graphs_do_not_pass_the_gate(
     classifier_weights: Path,
     segmenter_bundle: Path,
@@ -185,6 +184,8 @@ def test_broken_graphs_do_not_pass_the_gate(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     """A pass that is one percent off in one gain: exit code 1, and the old bundle is intact."""
+    from edge_mdeq.cli import main
+
     honest = LowerGroupNorm.call
 
     def careless(self: LowerGroupNorm, graph: ir.Graph) -> bool:

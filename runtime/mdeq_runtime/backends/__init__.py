@@ -50,4 +50,4 @@ class Backend(Protocol):
         """Run ``rung`` on ``image`` (H, W, 3) RGB from ``state``, which moves on in place."""
 
     def close(self) -> None:
-        """Let go of graphs and memory."""
+        """Let go of graphs and memory; using it afterwards is a SessionError."""

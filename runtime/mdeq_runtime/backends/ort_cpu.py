@@ -84,10 +84,13 @@ class OrtCpuBackend:
         self.bundle = bundle
         self.threads = threads
         self.sessions: dict[str, Any] = {}
+        self.closed = False
         for weights in bundle.profile(PROFILE).weights:
             bundle.file(weights.file)
 
     def load(self, rung: Rung) -> None:
+        if self.closed:
+            raise SessionError("this model is closed; open the bundle again")
         if rung.graph in self.sessions:
             return
         path = self.bundle.file(rung.graph)
@@ -130,6 +133,7 @@ class OrtCpuBackend:
         return Answer(state.output[0], confidence, float(state.residual[0]))
 
     def close(self) -> None:
+        self.closed = True
         self.sessions.clear()
 
 

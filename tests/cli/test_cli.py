@@ -1,0 +1,298 @@
+"""The command as a user meets it: a process of its own, its output and its exit code."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+COMMAND = [sys.executable, "-m", "edge_mdeq.cli"]
+VERBS = ("export", "inspect", "run", "train")
+
+
+def call(*arguments: str | Path, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*COMMAND, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+        cwd=cwd,
+    )
+
+
+def one_line(text: str) -> str:
+    """Without the line breaks of boxes and narrow terminals."""
+    return " ".join(text.split())
+
+
+def write_video(path: Path, frames: int) -> Path:
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"MJPG"), 10.0, (96, 64))
+    rng = np.random.default_rng(0)
+    for _ in range(frames):
+        image = cv2.resize(rng.integers(0, 256, (4, 6, 3), dtype=np.uint8), (96, 64))
+        writer.write(image)
+    writer.release()
+    return path
+
+
+def frames_in(path: Path) -> list[tuple[int, ...]]:
+    video = cv2.VideoCapture(str(path))
+    shapes = []
+    while True:
+        ok, image = video.read()
+        if not ok:
+            return shapes
+        shapes.append(image.shape)
+
+
+# Help
+
+
+@pytest.mark.parametrize("verb", ["", *VERBS])
+def test_help_is_there(verb: str) -> None:
+    done = call(*([verb] if verb else []), "--help")
+    assert done.returncode == 0
+    assert done.stderr == ""
+    for word in VERBS if not verb else ["Usage", f"edge_mdeq.cli {verb}".split()[-1]]:
+        assert word in done.stdout
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["exprot"],
+        ["inspect"],
+        ["export", "w.safetensors"],
+        ["run", "x.mdeq", "clip.avi", "--iterations", "0"],
+        ["run", "x.mdeq", "clip.avi", "--iterations", "many"],
+        ["inspect", "x.mdeq", "--colour"],
+    ],
+)
+def test_misuse_is_exit_code_2(arguments: list[str]) -> None:
+    done = call(*arguments)
+    assert done.returncode == 2
+    assert "Usage" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+# Export and inspect
+
+
+def test_export_takes_values_in_a_row_and_names_the_next_command(
+    classifier_weights: Path, classifier_bundle: Path, tmp_path: Path
+) -> None:
+    done = call(
+        "export", classifier_weights, "-o", "X.mdeq", "--iterations", "1", "2", "4", "-q",
+        cwd=tmp_path,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    assert done.stdout.splitlines()[-2:] == ["wrote X.mdeq", "next: edge-mdeq inspect X.mdeq"]
+    assert "export error" in done.stdout
+    manifest = json.loads((tmp_path / "X.mdeq" / "manifest.json").read_text())
+    counts = [rung["steps"][0]["evaluations"] for rung in manifest["profiles"]["ort-cpu"]["rungs"]]
+    assert counts == [1, 2, 4]
+    weights = Path("graphs") / "ort-cpu" / "weights-fp32.bin"
+    assert (tmp_path / "X.mdeq" / weights).read_bytes() == (
+        classifier_bundle / weights
+    ).read_bytes()
+
+
+def test_inspect_shows_what_a_user_asks_first(segmenter_bundle: Path) -> None:
+    done = call("inspect", segmenter_bundle)
+    assert done.returncode == 0, done.stderr
+    for fact in (
+        "segmenter", "segmentation, 4 classes", "road, sky, tree, car", "64 x 96", "fixed_point",
+        "CC0-1.0", "solve-k1.onnx", "solve-k4.onnx", "export error", "solver gap",
+        "all 4 files have the hashes",
+    ):  # fmt: skip
+        assert fact in one_line(done.stdout), fact
+    assert done.stdout.splitlines()[-1].startswith("next: edge-mdeq run ")
+
+
+def test_inspect_json_is_the_manifest(segmenter_bundle: Path) -> None:
+    done = call("inspect", segmenter_bundle, "--json")
+    assert done.returncode == 0
+    assert done.stdout == (segmenter_bundle / "manifest.json").read_text()
+
+
+# Run
+
+
+def test_run_writes_every_output(segmenter_bundle: Path, tmp_path: Path) -> None:
+    write_video(tmp_path / "clip.avi", 6)
+    done = call(
+        "run", segmenter_bundle, "clip.avi", "out.mp4", "--output", "out.jsonl", "--output",
+        "masks/", "--cold", "4", "--warm", "2", "--headless",
+        cwd=tmp_path,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "6 frames" in done.stdout
+    assert "wrote out.mp4 and out.jsonl and masks/" in done.stdout
+    assert done.stdout.splitlines()[-1].startswith("next: edge-mdeq run ")
+    assert frames_in(tmp_path / "out.mp4") == [(64, 96, 3)] * 6
+    lines = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    assert len(lines) == 6
+    masks = sorted((tmp_path / "masks").iterdir())
+    assert len(masks) == 6
+    for path in masks:
+        mask = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
+        assert mask is not None
+        assert mask.shape == (64, 96)
+        assert mask.max() < 4
+
+
+def test_run_json_is_one_object_that_counts_the_frames(
+    segmenter_bundle: Path, tmp_path: Path
+) -> None:
+    clip = write_video(tmp_path / "clip.avi", 5)
+    done = call(
+        "run", segmenter_bundle, clip, "--iterations", "2", "--max-frames", "3", "--json",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    summary = json.loads(done.stdout)
+    assert summary["frames"] == 3
+    assert summary["interrupted"] is False
+    assert 0 <= summary["warm_share"] <= 2 / 3 + 1e-9
+    assert {"fit", "solve", "restore", "read", "write"} <= set(summary["stages"])
+
+
+Refusal = Callable[[Path, Path], list[str | Path]]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (lambda b, d: ["run", b, "gone.avi"], "source gone.avi does not exist"),
+        (lambda b, d: ["run", b, "ftp://x"], "unknown scheme 'ftp'"),
+        (lambda b, d: ["run", "gone.mdeq", "clip.avi"], "bundle gone.mdeq does not exist"),
+        (lambda b, d: ["run", b, "clip.avi", "/proc/nowhere/out.mp4"], "/proc/nowhere"),
+        (lambda b, d: ["run", b, "clip.avi", "out.mp5"], "'.mp5'"),
+        (lambda b, d: ["run", b, "clip.avi", "--fit", "strech"], "unknown fit 'strech'"),
+        (
+            lambda b, d: ["run", b, "clip.avi", "--iterations", "2", "--warm", "1"],
+            "--iterations sets both",
+        ),
+        (lambda b, d: ["inspect", d], "is not a bundle"),
+        (lambda b, d: ["export", "gone.safetensors", "-o", "x.mdeq"], "does not exist"),
+        (
+            lambda b, d: ["export", "w.safetensors", "-o", "x.mdeq", "--iterations", "2", "999"],
+            "iterations 999 is not in 1..256",
+        ),
+    ],
+)
+def test_bad_input_is_one_message_and_exit_code_1(
+    segmenter_bundle: Path, tmp_path: Path, arguments: Refusal, message: str
+) -> None:
+    write_video(tmp_path / "clip.avi", 1)
+    done = call(*arguments(segmenter_bundle, tmp_path), cwd=tmp_path)
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr + done.stdout
+    errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1
+    assert message in errors[0]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["clip.avi"]
+
+
+def test_iterations_that_no_rungs_make_are_refused(segmenter_bundle: Path, tmp_path: Path) -> None:
+    """A bundle with a rung of two and no other; three cannot be made of it."""
+    from edge_mdeq.bundle import open_bundle, writing_bundle
+    from edge_mdeq.bundle.manifest import encode_manifest
+
+    manifest = json.loads((segmenter_bundle / "manifest.json").read_text())
+    profile = manifest["profiles"]["ort-cpu"]
+    profile["rungs"] = [r for r in profile["rungs"] if r["steps"][0]["evaluations"] == 2]
+    with writing_bundle(tmp_path / "two.mdeq") as folder:
+        for name in manifest["files"]:
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_bytes((segmenter_bundle / name).read_bytes())
+        (folder / "manifest.json").write_text(json.dumps(manifest))
+    assert encode_manifest(open_bundle(tmp_path / "two.mdeq", verify=True).manifest)
+    clip = write_video(tmp_path / "clip.avi", 1)
+    done = call("run", tmp_path / "two.mdeq", clip, "--iterations", "3")
+    assert done.returncode == 1
+    assert "3 iterations cannot be made of the bundle's rungs (2)" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_an_altered_bundle_is_refused_by_inspect(
+    segmenter_bundle: Path, own_copy: Callable[[Path], Path]
+) -> None:
+    path = own_copy(segmenter_bundle)
+    weights = path / "graphs" / "ort-cpu" / "weights-fp32.bin"
+    raw = bytearray(weights.read_bytes())
+    raw[100] ^= 1
+    weights.write_bytes(raw)
+    done = call("inspect", path)
+    assert done.returncode == 1
+    assert "does not have the SHA-256" in done.stderr
+
+
+def test_ctrl_c_leaves_a_playable_video(segmenter_bundle: Path, tmp_path: Path) -> None:
+    clip = write_video(tmp_path / "long.avi", 4000)
+    video, lines = tmp_path / "out.mp4", tmp_path / "out.jsonl"
+    process = subprocess.Popen(
+        [
+            *COMMAND, "run", str(segmenter_bundle), str(clip), str(video), "--output", str(lines),
+            "--cold", "64", "--warm", "0",
+        ],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    try:
+        deadline = time.monotonic() + 60
+        while not (lines.exists() and lines.read_text().count("\n") >= 3):
+            assert process.poll() is None, process.communicate()
+            assert time.monotonic() < deadline, "no result in a minute"
+            time.sleep(0.05)
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=30)
+    finally:
+        process.kill()
+    assert process.returncode == 130
+    assert "Traceback" not in err
+    written = [json.loads(line) for line in lines.read_text().splitlines()]
+    assert 3 <= len(written) < 4000
+    shapes = frames_in(video)
+    assert abs(len(shapes) - len(written)) <= 1, "the sinks may be a frame apart"
+    assert set(shapes) == {(64, 96, 3)}
+    assert "frames in" in out
+
+
+# Options that take several values
+
+
+@pytest.mark.filterwarnings("ignore:'click:DeprecationWarning")  # typer's, as it is imported
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ("", ""),
+        ("export w", "export w"),
+        ("-n 1", "-n 1"),
+        ("-n 1 2 3", "-n 1 -n 2 -n 3"),
+        ("-n 1 -n 2 3", "-n 1 -n 2 -n 3"),
+        ("-n 1 2 -o 3 4", "-n 1 -n 2 -o 3 4"),
+        ("-n 1 out 5", "-n 1 out 5"),
+        ("-n -o 5", "-n -o 5"),
+        ("-n 1 -5", "-n 1 -5"),
+        ("--size 64 96 -n 1 2", "--size 64 96 -n 1 -n 2"),
+        ("1 2 3", "1 2 3"),
+        ("-n 1 2.5 3", "-n 1 2.5 3"),
+    ],
+)
+def test_a_greedy_option_is_repeated_before_further_numbers(given: str, expected: str) -> None:
+    from edge_mdeq.cli.greedy import spread
+
+    assert spread(given.split(), frozenset({"-n"})) == expected.split()
