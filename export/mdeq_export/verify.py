@@ -59,7 +59,7 @@ def verify(
     tolerance: Tolerance,
     progress: Callable[[str], None],
 ) -> Verification:
-    """Run every rung on ``images`` (count, H, W, 3), cold, beside torch; measures, never raises.
+    """Run every rung on ``images`` (count, H, W, 3) beside torch; measures, never raises.
 
     Args:
         model: the frozen model that was traced.
@@ -147,22 +147,31 @@ def compare(
     image: NDArray[np.uint8],
     goal: Expected,
 ) -> RungParity:
-    """One rung on one image."""
-    zero = model.zero_state(goal.u)
-    torch_solution = solve(model.bind(goal.u), zero, solver, evaluations)
-    feeds = {IMAGE: image[None], **{state_name(i): z.numpy() for i, z in enumerate(zero)}}
-    names = [OUTPUT, RESIDUAL, *(next_name(i) for i in range(len(zero)))]
-    answer, residual, *states = session.run(names, feeds)
-    answer = answer if model.config.task == "segmentation" else answer.argmax(axis=1)
-    torch_residual = float(torch_solution.residual)
+    """One rung on one image, from both starts that a device knows.
+
+    The gate needs the warm one too: the first convolutions of f see nothing at a state of zero, and
+    a fault in them would pass. The solver gap is the cold start's.
+    """
+    names = [OUTPUT, RESIDUAL, *(next_name(i) for i in range(len(goal.reference)))]
+    state_errors, residual_errors, agreements = [], [], []
+    for start in (goal.reference, model.zero_state(goal.u)):  # the cold one last
+        expected = solve(model.bind(goal.u), start, solver, evaluations)
+        feeds = {IMAGE: image[None], **{state_name(i): z.numpy() for i, z in enumerate(start)}}
+        answer, residual, *states = session.run(names, feeds)
+        answer = answer if model.config.task == "segmentation" else answer.argmax(axis=1)
+        state_errors += [
+            float(np.abs(found - want.numpy()).max())
+            for found, want in zip(states, expected.value, strict=True)
+        ]
+        wanted = float(expected.residual)
+        # At the equilibrium itself the residual is rounding: compare it with what matters.
+        residual_errors.append(abs(float(residual[0]) - wanted) / max(wanted, REFERENCE_TOL))
+        agreements.append(float((answer == readout(expected.value)).mean()))
     return RungParity(
         evaluations=evaluations,
-        state_max_abs=max(
-            float(np.abs(found - want.numpy()).max())
-            for found, want in zip(states, torch_solution.value, strict=True)
-        ),
-        residual_max_rel=abs(float(residual[0]) - torch_residual) / max(torch_residual, 1e-6),
-        answer_agreement=float((answer == readout(torch_solution.value)).mean()),
+        state_max_abs=float(np.max(state_errors)),
+        residual_max_rel=float(np.max(residual_errors)),
+        answer_agreement=float(np.min(agreements)),
         solver_gap_state=distance(states, goal.reference),
         solver_gap_agreement=float((answer == goal.reference_answer).mean()),
         residual=float(residual[0]),

@@ -288,7 +288,7 @@ def pickle(weights: Path) -> None:
 
 def spoil(weights: Path) -> None:
     tensors = load_file(weights)
-    next(iter(tensors.values())).view(-1)[0] = float("nan")
+    next(t for t in tensors.values() if t.is_floating_point()).view(-1)[0] = float("nan")
     save_file(tensors, weights)
 
 

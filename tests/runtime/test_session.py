@@ -95,15 +95,6 @@ def test_warm_frames_of_a_still_picture_are_one_long_solve(model: Model, frames:
     assert_same(results[-1], model.session(replace(CALM, cold=2 * frames, warm=0))(picture(1)))
 
 
-def test_a_still_picture_converges(model: Model) -> None:
-    with model.session(replace(CALM, cold=2, warm=2, tolerance=0.02)) as session:
-        residuals = [session(picture(1)).residual for _ in range(40)]
-        last = session(picture(1))
-    assert not residuals[0] <= 0.02
-    assert last.residual < 0.1 * residuals[0]
-    assert last.converged == (last.residual <= 0.02)
-
-
 def test_a_changed_picture_starts_from_the_carried_state(model: Model) -> None:
     session = model.session(replace(CALM, cold=4, warm=1))
     session(picture(1))
@@ -362,6 +353,7 @@ def test_two_sessions_share_graphs_but_no_state(model: Model) -> None:
 def test_calls_from_two_threads_take_turns(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     session = model.session(replace(CALM, cold=2, warm=2))
     inside, most = 0, 0
+    residuals: list[float] = []  # in the order of the runs
     run = model.backend.run
 
     def counted(rung: Rung, image: Picture, state: Any) -> Answer:
@@ -370,6 +362,7 @@ def test_calls_from_two_threads_take_turns(model: Model, monkeypatch: pytest.Mon
         most = max(most, inside)
         time.sleep(0.002)  # lets the other thread in, if anything does
         answer = run(rung, image, state)
+        residuals.append(answer.residual)
         inside -= 1
         return answer
 
@@ -385,8 +378,9 @@ def test_calls_from_two_threads_take_turns(model: Model, monkeypatch: pytest.Mon
         thread.join(timeout=30)
     assert most == 1
     assert sum(not result.warm for result in results) == 1
-    last = min(results, key=lambda result: result.residual)
-    assert_same(last, model.session(replace(CALM, cold=20, warm=0))(picture(1)))
+    alone = [model.session(replace(CALM, cold=2 * n, warm=0)) for n in (1, 5, 10)]
+    expected = [session(picture(1)).residual for session in alone]
+    assert [residuals[0], residuals[4], residuals[9]] == pytest.approx(expected, rel=1e-2)
 
 
 # What is loaded
