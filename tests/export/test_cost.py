@@ -23,9 +23,12 @@ def export_seconds(model: MDEQ, count: int, folder: Path) -> float:
 def test_26_evaluations_export_about_as_fast_as_2(tmp_path: Path) -> None:
     config = ModelConfig(task="segmentation", classes=2, channels=(8,), expansion=1)
     model = MDEQ(config).freeze()
-    took = {  # the least of two: the first export also pays for imports
-        count: min(export_seconds(model, count, tmp_path / f"{count}-{i}") for i in range(2))
-        for count in (2, 26)
-    }
+    took = {2: float("inf"), 26: float("inf")}
+    for attempt in range(3):  # the least of up to three, for a busy machine
+        for count, least in took.items():
+            folder = tmp_path / f"{count}-{attempt}"
+            took[count] = min(least, export_seconds(model, count, folder))
+        if took[26] <= 1.5 * took[2]:
+            break
     assert took[26] <= 1.5 * took[2]
     assert took[26] < 30

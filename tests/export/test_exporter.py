@@ -10,6 +10,7 @@ import json
 import shutil
 import socket
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -33,7 +34,7 @@ from edge_mdeq.errors import (
 from mdeq_export import ExportSettings, export_bundle
 from mdeq_export.images import scene, verification_images
 from mdeq_export.passes import LowerGroupNorm
-from mdeq_export.verify import Tolerance
+from mdeq_export.verify import require_parity
 
 Copy = Callable[[Path], Path]
 DTYPES = {"uint8": "tensor(uint8)", "float32": "tensor(float)"}
@@ -133,18 +134,18 @@ def test_a_bundle_tells_nothing_of_the_machine_that_made_it(
 
 
 def test_the_same_export_gives_the_same_bytes_and_replaces_only_by_force(
-    segmenter_weights: Path, segmenter_bundle: Path, classifier_bundle: Path, tmp_path: Path
+    classifier_weights: Path, classifier_bundle: Path, segmenter_bundle: Path, tmp_path: Path
 ) -> None:
-    out = tmp_path / "segmenter.mdeq"
-    shutil.copytree(classifier_bundle, out)
+    out = tmp_path / "classifier.mdeq"
+    shutil.copytree(segmenter_bundle, out)
     before = contents(out)
     with pytest.raises(BundleError, match=r"already exists; replace it with --force"):
-        export_bundle(segmenter_weights, out)
+        export_bundle(classifier_weights, out)
     assert contents(out) == before
     settings = ExportSettings(iterations=(4, 2, 1, 2), force=True)
-    manifest = edge_mdeq.export(str(segmenter_weights), str(out), settings)
-    assert contents(out) == contents(segmenter_bundle)
-    assert names(tmp_path) == ["segmenter.mdeq"]
+    manifest = edge_mdeq.export(str(classifier_weights), str(out), settings)
+    assert contents(out) == contents(classifier_bundle)
+    assert names(tmp_path) == ["classifier.mdeq"]
     assert manifest == open_bundle(out).manifest
 
 
@@ -214,22 +215,23 @@ def test_broken_graphs_do_not_pass_the_gate(
 
 
 @pytest.mark.parametrize(
-    ("tolerance", "message"),
+    ("bars", "found", "message"),
     [
-        (Tolerance(atol=1e-12), r"in its states, allowed is 1e-12 \(--atol\)"),
-        (Tolerance(min_agreement=1.1), "agrees with torch on 100.000% of the answers"),
+        ({"atol": 1e-12}, {}, r"solve-k1 differs .* in its states, allowed is 1e-12 \(--atol\)"),
+        ({"min_agreement": 1.1}, {}, r"solve-k1 agrees with torch on 100\.000% of the answers"),
+        ({}, {"state_max_abs": float("nan")}, "solve-k4 differs from torch by nan"),
+        ({}, {"answer_agreement": float("nan")}, "solve-k4 agrees with torch on nan%"),
+        ({}, {"answer_agreement": 0.9}, r"90\.000% of the answers, required is 99\.9%"),
     ],
 )
-def test_the_gate_has_two_bars(
-    classifier_weights: Path, tmp_path: Path, tolerance: Tolerance, message: str
+def test_the_gate_has_two_bars_and_nan_passes_neither(
+    segmenter_bundle: Path, bars: dict[str, float], found: dict[str, float], message: str
 ) -> None:
+    report = open_bundle(segmenter_bundle).manifest.verification
+    require_parity(report)
+    rungs = (*report.rungs[:-1], replace(report.rungs[-1], **found))  # type: ignore[arg-type]
     with pytest.raises(ParityError, match=message):
-        export_bundle(
-            classifier_weights,
-            tmp_path / "x.mdeq",
-            ExportSettings(iterations=(1,), tolerance=tolerance),
-        )
-    assert names(tmp_path) == []
+        require_parity(replace(report, rungs=rungs, **bars))  # type: ignore[arg-type]
 
 
 # Refused before anything is traced

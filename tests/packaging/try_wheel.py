@@ -20,6 +20,7 @@ import edge_mdeq
 from edge_mdeq.config import InputConfig, ModelCard, ModelConfig
 from edge_mdeq.model import MDEQ
 from edge_mdeq.weights import save_weights
+from mdeq_export import ExportSettings
 torch.manual_seed(0)
 config = ModelConfig("segmentation", 3, (8, 16), expansion=2)
 model = MDEQ(config)
@@ -27,7 +28,8 @@ model.train().inject(torch.randn(4, 3, 32, 64))
 folder = Path({folder!r})
 card = ModelCard(config, InputConfig(32, 64), ("a", "b", "c"))
 save_weights(model, card, folder / "w.safetensors")
-edge_mdeq.export(folder / "w.safetensors", folder / "tiny.mdeq")
+settings = ExportSettings(iterations=(1, 2))  # random weights need not converge further
+edge_mdeq.export(folder / "w.safetensors", folder / "tiny.mdeq", settings)
 """
 DEVICE = """
 import sys

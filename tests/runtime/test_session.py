@@ -95,6 +95,15 @@ def test_warm_frames_of_a_still_picture_are_one_long_solve(model: Model, frames:
     assert_same(results[-1], model.session(replace(CALM, cold=2 * frames, warm=0))(picture(1)))
 
 
+def test_a_still_picture_converges(classifier: Model) -> None:
+    """The classifier's f contracts; each warm frame brings it nearer, however loose it began."""
+    frame = picture(1, (32, 32))
+    with classifier.session(replace(CALM, cold=2, warm=2, tolerance=0.02)) as session:
+        results = [session(frame) for _ in range(20)]
+    assert results[0].residual > 0.02 > results[-1].residual
+    assert [r.converged for r in results] == [r.residual <= 0.02 for r in results]
+
+
 def test_a_changed_picture_starts_from_the_carried_state(model: Model) -> None:
     session = model.session(replace(CALM, cold=4, warm=1))
     session(picture(1))
