@@ -21,6 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
+from torch.utils.checkpoint import checkpoint
 
 from edge_mdeq.config import ModelConfig
 
@@ -45,6 +46,11 @@ class WeightNormConv2d(nn.Conv2d):
         return torch._weight_norm(self.weight, self.gain, 0)
 
 
+def kernel_of(conv: nn.Conv2d) -> Tensor:
+    """The kernel of a convolution of f, derived where weight norm has not been folded away."""
+    return conv.kernel() if isinstance(conv, WeightNormConv2d) else conv.weight
+
+
 class ResidualBlock(nn.Module):
     """One BasicBlock per scale: where z_i meets its injection."""
 
@@ -58,8 +64,10 @@ class ResidualBlock(nn.Module):
         self.norm3 = nn.GroupNorm(groups, channels)
 
     def forward(
-        self, z: Tensor, u: Tensor | None, kernels: Sequence[Tensor], mask: Tensor | None
+        self, z: Tensor, u: Tensor | None, kernels: Sequence[Tensor] | None, mask: Tensor | None
     ) -> Tensor:
+        if kernels is None:
+            kernels = [kernel_of(self.conv1), kernel_of(self.conv2)]
         a = F.relu(self.norm1(F.conv2d(z, kernels[0], padding=1)))  # (B, E*C_i, H_i, W_i)
         b = F.conv2d(a, kernels[1], padding=1)  # (B, C_i, H_i, W_i)
         if mask is not None:
@@ -110,12 +118,18 @@ class Cell(nn.Module):
 
     With a single scale there is nothing to fuse, and fusion and post-fuse are skipped, as in the
     published code.
+
+    Attributes:
+        recompute: keep nothing of the residual blocks for the backward pass, neither activations
+            nor derived kernels, and compute them a second time there. Gradients stay the same.
+            Training sets it; it changes nothing where no gradient is tracked.
     """
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         c, g, n = config.channels, config.groups, config.scales
         self.dropout = config.dropout
+        self.recompute = False
         self.blocks = nn.ModuleList(ResidualBlock(ci, config.expansion, g) for ci in c)
         self.fuse = nn.ModuleList()  # fuse[i][j]: from scale j to scale i
         self.post = nn.ModuleList()
@@ -138,7 +152,7 @@ class Cell(nn.Module):
         """All weight-normed kernels, derived once per solve: two per block, then the post-fuse."""
         convs: list[Any] = [c for block in self.blocks for c in (block.conv1, block.conv2)]
         convs += [post.conv for post in self.post]
-        return [c.kernel() if isinstance(c, WeightNormConv2d) else c.weight for c in convs]
+        return [kernel_of(conv) for conv in convs]
 
     def masks(self, z: State) -> list[Tensor | None]:
         """One dropout mask (B, C_i, 1, 1) per scale, drawn once per solve; None in eval."""
@@ -165,10 +179,14 @@ class Cell(nn.Module):
         n = len(z)
         kernels = self.kernels() if kernels is None else kernels
         masks = [None] * n if masks is None else masks
-        r = [
-            block(z[i], u if i == 0 else None, kernels[2 * i : 2 * i + 2], masks[i])
-            for i, block in enumerate(self.blocks)
-        ]
+        r: list[Tensor] = []
+        for i, block in enumerate(self.blocks):
+            ui = u if i == 0 else None
+            if self.recompute and torch.is_grad_enabled():  # masks are given: nothing is random
+                args = (z[i], ui, None, masks[i])
+                r.append(checkpoint(block, *args, use_reentrant=False, preserve_rng_state=False))
+            else:
+                r.append(block(z[i], ui, kernels[2 * i : 2 * i + 2], masks[i]))
         if n == 1:
             return (r[0],)
         fused = []
@@ -317,6 +335,7 @@ class MDEQ(nn.Module):
         It computes the same function up to rounding; group norms stay, they cannot be folded.
         """
         frozen = copy.deepcopy(self).eval().requires_grad_(False)
+        frozen.cell.recompute = False
         for module in list(frozen.modules()):
             if isinstance(module, nn.Sequential):
                 fold_sequential(module)
