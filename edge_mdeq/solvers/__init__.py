@@ -2,18 +2,23 @@
 
 A solver is two pure functions over a state whose structure never depends on data:
 ``init(z0)`` and ``advance(state, fz)``, where ``fz`` is f evaluated at ``state.z``. Evaluating f,
-measuring residuals, stopping and keeping the best iterate are done around it, in ``driver``.
+measuring residuals, stopping and keeping the best iterate are done around it: in ``driver``, whose
+memory is ``record``.
 """
 
 from edge_mdeq.solvers.anderson import Anderson
-from edge_mdeq.solvers.driver import Solution, Solver, SolverState, Status, solve
+from edge_mdeq.solvers.broyden import Broyden
+from edge_mdeq.solvers.driver import STOP_MODES, Solution, Solver, SolverState, solve
 from edge_mdeq.solvers.fixed_point import FixedPoint
+from edge_mdeq.solvers.record import Status
 from edge_mdeq.solvers.registry import SOLVERS, make_solver
 from edge_mdeq.solvers.residual import relative_residual
 
 __all__ = [
     "SOLVERS",
+    "STOP_MODES",
     "Anderson",
+    "Broyden",
     "FixedPoint",
     "Solution",
     "Solver",

@@ -1,21 +1,22 @@
-"""Drives a solver: evaluates f, measures, stops, keeps the best. Never exported."""
+"""Drives a solver: evaluates f and asks the record when to stop. Never exported."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from enum import Enum
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from edge_mdeq.errors import ConfigError
-from edge_mdeq.solvers.residual import relative_residual, select
+from edge_mdeq.solvers.record import Point, Record, Status
 
-__all__ = ["Solution", "Solver", "SolverState", "Status", "solve"]
+__all__ = ["STOP_MODES", "Solution", "Solver", "SolverState", "solve"]
 
 State = tuple[Tensor, ...]
+
+STOP_MODES = ("rel", "abs")
 
 
 class SolverState(Protocol):
@@ -33,14 +34,6 @@ class Solver(Protocol):
     def advance(self, state: Any, fz: State) -> Any: ...
 
 
-class Status(Enum):
-    """How a solve ended."""
-
-    CONVERGED = "converged"  # every sample's residual is at or below the tolerance
-    MAX_EVALUATIONS = "max_evaluations"  # the evaluations ran out first, or no tolerance was given
-    NON_FINITE = "non_finite"  # some sample's residual is NaN or infinite
-
-
 @dataclass(frozen=True)
 class Solution:
     """The outcome of a solve.
@@ -49,17 +42,30 @@ class Solution:
         value: f at the returned iterate, one (B, C_i, H_i, W_i) per scale.
         iterate: the iterate itself.
         residual: its relative residual, (B,).
-        evaluations: evaluations of f until each sample met the tolerance, else all, (B,) int64.
-        trace: residual of every evaluation, (evaluations, B).
-        status: how it ended; whether that is an error is for the caller to decide.
+        absolute: its absolute residual, (B,).
+        evaluations: evaluations of f until the sample ended: met the tolerance, was stopped by a
+            guard, or all of them, (B,) int64.
+        trace: relative residual of every evaluation, (evaluations, B).
+        codes: ``Status.code`` of every sample, (B,) int64.
     """
 
     value: State
     iterate: State
     residual: Tensor
+    absolute: Tensor
     evaluations: Tensor
     trace: Tensor
-    status: Status
+    codes: Tensor
+
+    @property
+    def statuses(self) -> list[Status]:
+        """How each sample ended; whether that is an error is for the caller to decide."""
+        return [list(Status)[code] for code in self.codes.tolist()]
+
+    @property
+    def status(self) -> Status:
+        """The worst of ``statuses``: CONVERGED only if every sample is."""
+        return list(Status)[int(self.codes.max())]
 
 
 def solve(
@@ -69,58 +75,49 @@ def solve(
     max_evaluations: int,
     tol: float = 0.0,
     best: bool = False,
+    stop_mode: str = "rel",
 ) -> Solution:
-    """Find z = f(z) in at most ``max_evaluations`` evaluations of f.
+    """Find z = f(z) in at most ``max_evaluations`` evaluations of f, every sample on its own.
 
     Args:
         f: the map; one call is one evaluation.
         z0: where to start, one (B, C_i, H_i, W_i) per scale.
         solver: how to get from one iterate to the next.
         max_evaluations: at least 1.
-        tol: stop when every sample's relative residual is at or below this; 0 never stops early,
-            and then no value leaves the device during the solve.
+        tol: a sample is held once its residual is at or below this, and the solve ends when all
+            samples have ended. One that diverges, stalls or stops being finite ends too (published
+            guards, see ``record``), and unless it stalled its best finite iterate is returned.
+            0 runs all evaluations without guards, as an exported graph does, and no value leaves
+            the device.
         best: return, per sample, the iterate with the lowest residual instead of the last one.
+        stop_mode: which residual ``tol`` and ``best`` mean: "rel", ``||f(z) - z|| / ||f(z)||``, or
+            "abs", ``||f(z) - z||``.
 
     Raises:
-        ConfigError: fewer than one evaluation.
+        ConfigError: fewer than one evaluation, a negative tolerance, an unknown stop mode.
     """
     if max_evaluations < 1:
         raise ConfigError(f"max_evaluations is {max_evaluations}, need at least 1")
+    if not tol >= 0:
+        raise ConfigError(f"tol is {tol}, must be 0 (no tolerance) or positive")
+    if stop_mode not in STOP_MODES:
+        raise ConfigError(f"unknown stop mode {stop_mode!r}, known: {', '.join(STOP_MODES)}")
     state = solver.init(z0)
-    trace: list[Tensor] = []
-    iterate = value = z0
-    residual = evaluations = torch.empty(0)
-    for count in range(1, max_evaluations + 1):
-        z = state.z
-        fz = f(z)
-        now = relative_residual(z, fz)
-        trace.append(now)
-        if count == 1:
-            iterate, value, residual = z, fz, now
-            evaluations = torch.full_like(now, max_evaluations, dtype=torch.int64)
-            met = torch.zeros_like(now, dtype=torch.bool)
-        elif best:
-            better = (now < residual) | residual.isnan()
-            iterate, value = select(better, z, iterate), select(better, fz, value)
-            residual = torch.where(better, now, residual)
-        else:
-            iterate, value, residual = z, fz, now
-        newly = (now <= tol) & ~met
-        evaluations = torch.where(newly, torch.full_like(evaluations, count), evaluations)
-        met = met | newly
-        if tol > 0 and bool(met.all()):
+    fz = f(state.z)
+    record = Record(Point.measure(state.z, fz), tol, best, stop_mode == "abs")
+    for _ in range(max_evaluations - 1):
+        if tol > 0 and not bool(record.running.any()):
             break
-        if count < max_evaluations:  # the last advance would only be thrown away
-            state = solver.advance(state, fz)
+        state = solver.advance(state, fz)
+        fz = f(state.z)
+        record.add(Point.measure(state.z, fz))
+    point = record.chosen()
     return Solution(
-        value, iterate, residual, evaluations, torch.stack(trace), status_of(residual, tol)
+        value=point.value,
+        iterate=point.iterate,
+        residual=point.relative,
+        absolute=point.absolute,
+        evaluations=record.evaluations,
+        trace=torch.stack(record.trace),
+        codes=record.final_codes(),
     )
-
-
-def status_of(residual: Tensor, tol: float) -> Status:
-    """Classify the final residuals (B,)."""
-    if not bool(residual.isfinite().all()):
-        return Status.NON_FINITE
-    if tol > 0 and bool((residual <= tol).all()):
-        return Status.CONVERGED
-    return Status.MAX_EVALUATIONS

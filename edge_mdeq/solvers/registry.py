@@ -1,4 +1,4 @@
-"""Solvers by the names that recipes, manifests and the command line use. Broyden will join here."""
+"""Solvers by the names that recipes, manifests and the command line use."""
 
 from __future__ import annotations
 
@@ -7,16 +7,24 @@ from collections.abc import Callable
 
 from edge_mdeq.errors import ConfigError
 from edge_mdeq.solvers.anderson import Anderson
+from edge_mdeq.solvers.broyden import Broyden
 from edge_mdeq.solvers.driver import Solver
 from edge_mdeq.solvers.fixed_point import FixedPoint
 
 __all__ = ["SOLVERS", "make_solver"]
 
-SOLVERS: dict[str, Callable[..., Solver]] = {"fixed_point": FixedPoint, "anderson": Anderson}
+SOLVERS: dict[str, Callable[..., Solver]] = {
+    "fixed_point": FixedPoint,
+    "anderson": Anderson,
+    "broyden": Broyden,
+}
 
 
 def make_solver(name: str, **settings: float) -> Solver:
-    """A solver by name, with its settings (``tau``; ``m``, ``beta``, ``lam``).
+    """A solver by name, with its settings.
+
+    ``fixed_point`` takes ``tau``; ``anderson`` takes ``m``, ``beta`` and ``lam``; ``broyden`` takes
+    ``m`` and ``line_search``.
 
     Raises:
         ConfigError: an unknown name (a near one is suggested), a setting it does not have, or a

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["inner", "relative_residual", "select"]
+__all__ = ["inner", "relative_residual", "residuals", "select"]
 
 State = tuple[Tensor, ...]
 
@@ -17,16 +17,25 @@ def inner(a: State, b: State) -> Tensor:
     total: Tensor | None = None
     for x, y in zip(a, b, strict=True):
         product = x.to(torch.promote_types(x.dtype, torch.float32)) * y
-        part = product.sum(dim=(1, 2, 3))
+        part = product.sum(dim=tuple(range(1, product.ndim)))
         total = part if total is None else total + part
     assert total is not None, "a state has at least one scale"
     return total
 
 
-def relative_residual(z: State, fz: State) -> Tensor:
-    """``||f(z) - z|| / ||f(z)||`` over all scales, (B,) (published code, mode "rel")."""
+def residuals(z: State, fz: State) -> tuple[Tensor, Tensor]:
+    """The absolute residual ``||f(z) - z||`` and the relative one, over all scales, each (B,).
+
+    The published code calls them modes "abs" and "rel".
+    """
     difference = tuple(f - x for f, x in zip(fz, z, strict=True))
-    return inner(difference, difference).sqrt() / (inner(fz, fz).sqrt() + EPSILON)
+    absolute = inner(difference, difference).sqrt()
+    return absolute, absolute / (inner(fz, fz).sqrt() + EPSILON)
+
+
+def relative_residual(z: State, fz: State) -> Tensor:
+    """``||f(z) - z|| / ||f(z)||`` over all scales, (B,)."""
+    return residuals(z, fz)[1]
 
 
 def select(choose: Tensor, a: State, b: State) -> State:
