@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -11,6 +13,8 @@ from edge_mdeq.config import ModelConfig
 
 if TYPE_CHECKING:
     from edge_mdeq.model import MDEQ
+
+sys.path.insert(0, str(Path(__file__).parent))  # what several files here share lies beside them
 
 Build = Callable[..., "MDEQ"]
 
