@@ -31,8 +31,9 @@ def resolve_weights(path: Path) -> tuple[Path, Path]:
         path = found[0]
     if path.suffix != ".safetensors":
         raise WeightsError(
-            f"{path} is not a .safetensors file; checkpoints of other formats (.pkl, .pth) must be "
-            "brought in first, and are never loaded as they are"
+            f"{path} is not a .safetensors file; checkpoints of other formats (.pkl, .pth) are "
+            f"never loaded as they are, bring it in first: edge-mdeq import {path} -o "
+            f"{path.with_name(path.name.split('.')[0] + '.safetensors')}"
         )
     if not path.is_file():
         raise WeightsError(f"weights file {path} does not exist")
@@ -82,6 +83,8 @@ def load_weights(path: Path) -> tuple[MDEQ, ModelCard]:
 def save_weights(model: MDEQ, card: ModelCard, path: Path) -> None:
     """Write ``path`` (.safetensors) and the card beside it, each atomically.
 
+    Both are written before either takes its place, so that a full disk leaves the old pair.
+
     Raises:
         WeightsError: the folder cannot be written.
         ConfigError: ``path`` has another suffix.
@@ -91,9 +94,8 @@ def save_weights(model: MDEQ, card: ModelCard, path: Path) -> None:
     tensors = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(path) as temporary:
-            save_file(tensors, temporary, metadata={"format": "pt"})
-        with replacing(path.with_suffix(".json")) as temporary:
-            write_card(replace(card, model=model.config), temporary)
+        with replacing(path) as weights, replacing(path.with_suffix(".json")) as config:
+            save_file(tensors, weights, metadata={"format": "pt"})
+            write_card(replace(card, model=model.config), config)
     except (OSError, SafetensorError) as error:
         raise WeightsError(f"cannot write {path} ({error}); what was there is intact") from error

@@ -10,7 +10,7 @@ import sys
 import typer
 
 from edge_mdeq import __version__
-from edge_mdeq.cli import export, inspect, run, train
+from edge_mdeq.cli import export, import_, inspect, run, train
 from edge_mdeq.cli.console import fail
 from edge_mdeq.cli.greedy import spread
 from edge_mdeq.errors import EdgeMdeqError
@@ -46,6 +46,7 @@ def common(
 
 
 app.command("train")(train.train)
+app.command("import")(import_.import_checkpoint)
 app.command("export")(export.export)
 app.command("inspect")(inspect.inspect)
 app.command("run")(run.run)
