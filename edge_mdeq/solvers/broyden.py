@@ -19,7 +19,7 @@ from torch import Tensor
 
 from edge_mdeq.errors import ConfigError
 from edge_mdeq.solvers.line_search import Trial, choose_trial, first_trial, judge
-from edge_mdeq.solvers.residual import inner
+from edge_mdeq.solvers.residual import inner, select
 
 __all__ = ["Broyden", "BroydenState"]
 
@@ -55,14 +55,14 @@ class Broyden:
         m: rank-one terms to keep; a further one replaces the oldest. Memory is 2 m + 2 states.
             The published code keeps up to 27, one per step.
         line_search: shorten a step that does not reduce ||g|| (see ``line_search``). Every
-            rejected trial is an evaluation, and takes a place in the memory.
+            rejected trial is an evaluation like any other.
     """
 
     m: int = 8
     line_search: bool = False
 
     def __post_init__(self) -> None:
-        if self.m < 1 or self.m != int(self.m):
+        if not (self.m >= 1 and float(self.m).is_integer()):
             raise ConfigError(f"Broyden m is {self.m}, must be a whole number from 1")
         object.__setattr__(self, "m", int(self.m))  # settings of a manifest are floats
         object.__setattr__(self, "line_search", bool(self.line_search))
@@ -75,8 +75,8 @@ class Broyden:
         """The next iterate, given f at the present one."""
         g = flatten(tuple(a - b for a, b in zip(fz, state.z, strict=True)))
         if not state.step:  # with B = -I the first step is g, and leads to f
-            trial = (first_trial(dot(g, g)),) if self.line_search else ()
-            return BroydenState(fz, (g,), (), (), trial)
+            first = (first_trial(dot(g, g)),) if self.line_search else ()
+            return BroydenState(fz, (g,), (), (), first)
         (p,), u, v = state.step, state.u, state.v
 
         oldest = 1 if len(u) == self.m else 0  # terms of B that its successor no longer has
@@ -88,27 +88,42 @@ class Broyden:
         # False for NaN too. Where false, B stays as it is: the published code zeroes NaNs instead.
         tiny = torch.finfo(denominator.dtype).tiny
         usable = torch.minimum(denominator.abs(), pp) > tiny
-        if self.line_search:
-            accepted, shorter = judge(state.trial[0], dot(g, g))
-            numerator = numerator + times(state.trial[0].s - 1, p)
-            usable = usable & accepted
+        if self.line_search:  # the step that led here was s p; s cancels everywhere else
+            (trial,) = state.trial
+            numerator = numerator + times(trial.s - 1, p)
         # Scaled so that u and v are of similar size: half precision can hold both.
         size, zero = pp.sqrt(), torch.zeros_like(pp)
         to_u = torch.where(usable, size / denominator, zero)
         to_v = torch.where(usable, 1 / size, zero)
         new_u, new_v = times(to_u, numerator), times(to_v, product(v, u, p))
-        terms = (*u[oldest:], new_u), (*v[oldest:], new_v)
         step = -(kept + times(p_bg * to_v, new_u))
-        if not self.line_search:
-            return BroydenState(moved(state.z, step), (step,), *terms, ())
-        # A rejected trial goes back along p instead, to the shorter length.
-        move = where(accepted, step, times(shorter.s - state.trial[0].s, p))
-        trial = choose_trial(accepted, first_trial(dot(g, g)), shorter)
-        return BroydenState(moved(state.z, move), (where(accepted, step, p),), *terms, (trial,))
+        after = BroydenState(
+            moved(state.z, step), (step,), (*u[oldest:], new_u), (*v[oldest:], new_v), ()
+        )
+        return after_trial(state, after, dot(g, g)) if self.line_search else after
+
+
+def after_trial(before: BroydenState, after: BroydenState, phi: Tensor) -> BroydenState:
+    """Per sample, ``after`` if the trial that led to ``before.z`` is accepted, given ||g||^2 there.
+
+    Otherwise back along the same step to a shorter length, with the B that the step was made of.
+    """
+    (trial,), (p,) = before.trial, before.step
+    accepted, shorter = judge(trial, phi)
+    back = moved(before.z, times(shorter.s - trial.s, p))
+    grown = len(after.u) > len(before.u)
+    nothing = (torch.zeros_like(p),) if grown else ()
+    return BroydenState(
+        select(accepted, after.z, back),
+        where(accepted, after.step, before.step),
+        where(accepted, after.u, (*before.u, *nothing)),
+        where(accepted, after.v, (*before.v, *nothing)),
+        (choose_trial(accepted, first_trial(phi), shorter),),
+    )
 
 
 def flatten(state: State) -> Tensor:
-    """All scales side by side, (B, D), so that a term costs two operations and not two per scale."""
+    """All scales side by side, (B, D): a term then costs few operations, not few per scale."""
     return torch.cat([x.flatten(1) for x in state], dim=1)
 
 
@@ -136,6 +151,6 @@ def times(factor: Tensor, x: Tensor) -> Tensor:
     return factor.to(x.dtype).view(-1, 1) * x
 
 
-def where(choose: Tensor, a: Tensor, b: Tensor) -> Tensor:
-    """Per sample, ``a`` where ``choose`` (B,) is true and ``b`` elsewhere."""
-    return torch.where(choose.view(-1, 1), a, b)
+def where(choose: Tensor, a: tuple[Tensor, ...], b: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """Per sample, the vectors ``a`` where ``choose`` (B,) is true and ``b`` elsewhere."""
+    return tuple(torch.where(choose.view(-1, 1), x, y) for x, y in zip(a, b, strict=True))

@@ -1,19 +1,31 @@
-"""Solvers on contractions whose fixed points are known."""
+"""The solvers: their steps, what they converge to, their static structure, their names."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from contractions import (
+    EVERY_SOLVER,
+    SIZE,
+    linear,
+    nonlinear,
+    offsets,
+    scaled,
+    symmetric,
+    to_flat,
+    to_state,
+    zeros,
+)
 from torch import Tensor
 
 from edge_mdeq.errors import ConfigError
 from edge_mdeq.solvers import (
     SOLVERS,
     Anderson,
+    Broyden,
     FixedPoint,
     Solver,
     Status,
@@ -21,60 +33,6 @@ from edge_mdeq.solvers import (
     relative_residual,
     solve,
 )
-
-State = tuple[Tensor, ...]
-Map = Callable[[State], State]
-
-SHAPES = ((2, 2, 2), (3, 1, 1))  # two scales, 11 numbers per sample
-SIZE = 11
-EVERY_SOLVER = pytest.mark.parametrize(
-    "solver",
-    [FixedPoint(), FixedPoint(0.7), Anderson(), Anderson(m=1), Anderson(m=6, beta=0.8)],
-    ids=str,
-)
-
-
-def to_state(flat: Tensor) -> State:
-    """(B, 11) to tensors (B, C, H, W)."""
-    parts = flat.split([8, 3], dim=1)
-    return tuple(p.reshape(-1, *s) for p, s in zip(parts, SHAPES, strict=True))
-
-
-def to_flat(state: State) -> Tensor:
-    return torch.cat([x.flatten(1) for x in state], dim=1)
-
-
-def zeros(batch: int, dtype: torch.dtype = torch.float64) -> State:
-    return to_state(torch.zeros(batch, SIZE, dtype=dtype))
-
-
-def symmetric(radius: float, seed: int = 0) -> Tensor:
-    """A symmetric (11, 11) matrix with eigenvalues spread over -radius..radius."""
-    generator = torch.Generator().manual_seed(seed)
-    q, _ = torch.linalg.qr(torch.randn(SIZE, SIZE, generator=generator, dtype=torch.float64))
-    return q @ torch.diag(torch.linspace(-radius, radius, SIZE, dtype=torch.float64)) @ q.T
-
-
-def offsets(batch: int, seed: int = 1) -> Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(batch, SIZE, generator=generator, dtype=torch.float64)
-
-
-def linear(A: Tensor, b: Tensor) -> Map:
-    """z -> A z + b."""
-    return lambda z: to_state(to_flat(z) @ A.T + b)
-
-
-def nonlinear(A: Tensor, b: Tensor) -> Map:
-    """z -> tanh(A z + b)."""
-    return lambda z: to_state(torch.tanh(to_flat(z) @ A.T + b))
-
-
-def scaled(factors: list[float], offset: float = 1.0) -> Map:
-    """z -> factor z + offset, with a factor per sample."""
-    column = torch.tensor(factors, dtype=torch.float64)[:, None]
-    return lambda z: to_state(column * to_flat(z) + offset)
-
 
 # The residual
 
@@ -222,137 +180,6 @@ def test_the_zero_map_is_solved(solver: Solver) -> None:
     assert solution.residual.tolist() == [0.0, 0.0]
 
 
-# Samples of a batch
-
-
-@EVERY_SOLVER
-def test_a_sample_s_solution_does_not_depend_on_its_batch(solver: Solver) -> None:
-    A, b = symmetric(0.9), offsets(3)
-    together = solve(nonlinear(A, b), zeros(3), solver, 10)
-    for k in range(3):
-        alone = solve(nonlinear(A, b[k : k + 1]), zeros(1), solver, 10)
-        torch.testing.assert_close(
-            to_flat(together.value)[k : k + 1], to_flat(alone.value), rtol=1e-9, atol=1e-12
-        )
-
-
-@EVERY_SOLVER
-def test_a_sample_that_diverges_does_not_spoil_the_others(solver: Solver) -> None:
-    f = scaled([float("inf"), 0.5])
-    solution = solve(f, to_state(torch.ones(2, SIZE, dtype=torch.float64)), solver, 60)
-    assert solution.status is Status.NON_FINITE
-    torch.testing.assert_close(
-        to_flat(solution.value)[1], torch.full((SIZE,), 2.0, dtype=torch.float64)
-    )
-
-
-# What a solution says
-
-
-@EVERY_SOLVER
-@pytest.mark.parametrize("best", [False, True])
-def test_value_iterate_and_residual_belong_together(solver: Solver, best: bool) -> None:
-    f = nonlinear(symmetric(1.4), offsets(3))
-    solution = solve(f, zeros(3), solver, 9, best=best)
-    torch.testing.assert_close(f(solution.iterate), solution.value)
-    torch.testing.assert_close(
-        relative_residual(solution.iterate, solution.value), solution.residual
-    )
-
-
-def test_the_trace_holds_the_residual_of_every_evaluation() -> None:
-    f, z = nonlinear(symmetric(0.9), offsets(2)), zeros(2)
-    trace = solve(f, z, FixedPoint(), 5).trace
-    assert trace.shape == (5, 2)
-    for row in trace:
-        torch.testing.assert_close(row, relative_residual(z, f(z)))
-        z = f(z)
-
-
-def test_the_last_iterate_is_returned_unless_the_best_is_asked_for() -> None:
-    solution = solve(scaled([-1.5]), zeros(1), FixedPoint(), 8)
-    assert solution.residual.item() == solution.trace[-1].item()
-    assert solution.residual.item() > solution.trace.min().item()
-
-
-def test_best_returns_each_sample_s_lowest_residual() -> None:
-    """One sample gets worse with every step, the other better."""
-    f, start = scaled([1.5, 0.5]), to_state(torch.full((2, SIZE), -1.9, dtype=torch.float64))
-    solution = solve(f, start, FixedPoint(), 8, best=True)
-    assert torch.equal(solution.residual, solution.trace.amin(dim=0))
-    where = solution.trace.argmin(dim=0).tolist()
-    assert where[0] != where[1]  # or the test would not tell samples apart
-
-
-def test_best_survives_iterates_that_are_not_finite() -> None:
-    nan, inf = float("nan"), float("inf")
-    values = iter([nan, 2.0, 1.9, nan, inf])
-    solution = solve(
-        lambda z: to_state(torch.full((1, SIZE), next(values), dtype=torch.float64)),
-        zeros(1),
-        FixedPoint(),
-        5,
-        best=True,
-    )
-    assert solution.status is Status.MAX_EVALUATIONS
-    assert to_flat(solution.value)[0, 0].item() == 1.9
-
-
-def test_status_converged_means_every_sample_met_the_tolerance() -> None:
-    solution = solve(scaled([0.1, 0.5]), zeros(2), FixedPoint(), 100, tol=1e-6)
-    assert solution.status is Status.CONVERGED
-    assert bool((solution.residual <= 1e-6).all())
-
-
-def test_status_max_evaluations_means_some_sample_did_not() -> None:
-    solution = solve(scaled([0.1, 0.99]), zeros(2), FixedPoint(), 20, tol=1e-6)
-    assert solution.status is Status.MAX_EVALUATIONS
-
-
-def test_without_a_tolerance_nothing_is_called_converged() -> None:
-    assert solve(scaled([0.1]), zeros(1), FixedPoint(), 50).status is Status.MAX_EVALUATIONS
-
-
-@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-@pytest.mark.parametrize("best", [False, True])
-def test_status_non_finite_names_a_broken_solve(bad: float, best: bool) -> None:
-    solution = solve(
-        lambda z: tuple(torch.full_like(x, bad) for x in z), zeros(1), FixedPoint(), 3, best=best
-    )
-    assert solution.status is Status.NON_FINITE
-
-
-def test_evaluations_are_counted_per_sample() -> None:
-    solution = solve(scaled([0.1, 0.8]), zeros(2), FixedPoint(), 100, tol=1e-3)
-    met = (solution.trace <= 1e-3).long().argmax(dim=0) + 1
-    assert solution.evaluations.tolist() == met.tolist()
-    assert met[0] < met[1]
-    assert len(solution.trace) == met[1]  # the solve went on for the slower one only
-
-
-def test_a_sample_that_never_meets_the_tolerance_counts_all_evaluations() -> None:
-    solution = solve(scaled([0.1, 0.99]), zeros(2), FixedPoint(), 20, tol=1e-3)
-    assert solution.evaluations[1].item() == 20
-
-
-@EVERY_SOLVER
-def test_without_a_tolerance_f_is_evaluated_exactly_so_often(solver: Solver) -> None:
-    calls = 0
-
-    def f(z: State) -> State:
-        nonlocal calls
-        calls += 1
-        return tuple(0.0 * x for x in z)  # converged at once, and still not stopped
-
-    solve(f, zeros(1), solver, 7)
-    assert calls == 7
-
-
-def test_no_evaluation_at_all_is_refused() -> None:
-    with pytest.raises(ConfigError, match="max_evaluations is 0, need at least 1"):
-        solve(scaled([0.5]), zeros(1), FixedPoint(), 0)
-
-
 # Static structure, which is what lets a solver be unrolled into a graph
 
 
@@ -399,7 +226,7 @@ def test_advancing_changes_no_tensor_in_place(solver: Solver) -> None:
 
 def test_a_solve_keeps_the_precision_of_its_states() -> None:
     f = linear(symmetric(0.5).float(), offsets(1).float())
-    for solver in (FixedPoint(0.5), Anderson(beta=0.5)):
+    for solver in (FixedPoint(0.5), Anderson(beta=0.5), Broyden(m=1), Broyden(line_search=True)):
         assert solve(f, zeros(1, torch.float32), solver, 4).value[0].dtype == torch.float32
 
 
@@ -414,6 +241,8 @@ def test_every_registered_solver_is_made_by_its_name(name: str) -> None:
 def test_settings_reach_the_solver() -> None:
     assert make_solver("fixed_point", tau=0.5) == FixedPoint(0.5)
     assert make_solver("anderson", m=3, beta=0.9, lam=1e-3) == Anderson(3, 0.9, 1e-3)
+    assert make_solver("broyden", m=3) == Broyden(3)
+    assert make_solver("broyden", m=3.0, line_search=1.0) == Broyden(3, line_search=True)
 
 
 def test_a_whole_number_may_come_as_a_float() -> None:
@@ -426,6 +255,8 @@ def test_a_whole_number_may_come_as_a_float() -> None:
 def test_an_unknown_solver_suggests_a_near_name() -> None:
     with pytest.raises(ConfigError, match=r"unknown solver 'andersen'.*did you mean 'anderson'\?"):
         make_solver("andersen")
+    with pytest.raises(ConfigError, match=r"unknown solver 'broyen'.*did you mean 'broyden'\?"):
+        make_solver("broyen")
 
 
 def test_an_unknown_setting_is_refused() -> None:
@@ -444,6 +275,9 @@ def test_an_unknown_setting_is_refused() -> None:
         ("anderson", {"beta": 0.0}, "beta is 0.0"),
         ("anderson", {"beta": 1.5}, "beta is 1.5"),
         ("anderson", {"lam": 0.0}, "lam is 0.0, must be positive"),
+        ("broyden", {"m": 0}, "m is 0, must be a whole number from 1"),
+        ("broyden", {"m": float("inf")}, "m is inf, must be a whole number from 1"),
+        ("broyden", {"m": 2.5}, "m is 2.5, must be a whole number from 1"),
     ],
 )
 def test_a_setting_out_of_range_is_refused(
