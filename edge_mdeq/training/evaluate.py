@@ -1,22 +1,36 @@
-"""Mean IoU of a torch model by number of evaluations, cold and warm."""
+"""The task metric of a torch model by number of evaluations, cold and warm."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import DataLoader
 from torchmetrics.classification import MulticlassConfusionMatrix
 
 from edge_mdeq.config import InputConfig
 from edge_mdeq.model import MDEQ
-from edge_mdeq.solvers import FixedPoint, solve
-from edge_mdeq.training.data import IGNORED, SegmentationFolder
-from edge_mdeq.training.task import normalise, upsample
+from edge_mdeq.solvers import Anderson, FixedPoint, solve
+from edge_mdeq.spectral import spectral_radius
+from edge_mdeq.training.datasets import IGNORED, LabelledImages, SegmentationFolder
+from edge_mdeq.training.equilibrium import normalise, read_out
 
-__all__ = ["Score", "evaluate", "mean_iou"]
+__all__ = [
+    "Accuracy",
+    "Score",
+    "accuracy",
+    "evaluate",
+    "evaluate_classifier",
+    "mean_iou",
+    "spectral_radii",
+]
+
+EVALUATION_BATCH = 64  # images; samples do not influence one another
+REFERENCE_EVALUATIONS = 40  # of f, for an equilibrium to linearise at
 
 
 @dataclass(frozen=True)
@@ -25,6 +39,16 @@ class Score:
 
     miou: float
     iou: NDArray[np.float64]
+    residual: float
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """Share of right answers, its mean over the classes, per class (classes,), mean residual."""
+
+    accuracy: float
+    balanced: float
+    per_class: NDArray[np.float64]
     residual: float
 
 
@@ -56,10 +80,77 @@ def evaluate(
         solution = solve(frozen.bind(u), z0, FixedPoint(), evaluations)
         state = solution.value
         residuals.append(float(solution.residual))
-        logits = upsample(frozen.readout(state), x.shape[2:])
+        logits = read_out(frozen, state, x.shape[2:])
         confusion.update(logits.argmax(dim=1), mask[None].to(device).long())
     iou, miou = mean_iou(confusion.compute().cpu().numpy())
     return Score(miou, iou, float(np.mean(residuals)))
+
+
+@torch.no_grad()
+def evaluate_classifier(
+    model: MDEQ, data: LabelledImages, config: InputConfig, evaluations: int
+) -> Accuracy:
+    """Score a classifier from a cold start.
+
+    Args:
+        model: any mode; it is frozen here.
+        data: without augmentation.
+        config: the input normalisation.
+        evaluations: of f per image, plain iteration.
+    """
+    frozen = model.freeze()
+    residuals: list[Tensor] = []
+
+    def answers() -> Iterator[tuple[Tensor, Tensor]]:
+        for image, target in DataLoader(data, EVALUATION_BATCH):
+            x = normalise(image.to(next(frozen.parameters()).device).float() / 255, config)
+            u = frozen.inject(x)
+            solution = solve(frozen.bind(u), frozen.zero_state(u), FixedPoint(), evaluations)
+            residuals.append(solution.residual)
+            yield frozen.readout(solution.value), target
+
+    share, per_class = accuracy(answers(), model.config.classes)
+    return Accuracy(
+        share, float(np.nanmean(per_class)), per_class, float(torch.cat(residuals).mean())
+    )
+
+
+@torch.no_grad()
+def spectral_radii(model: MDEQ, images: Sequence[Tensor], config: InputConfig) -> Tensor:
+    """The spectral radius of f's Jacobian at each image's equilibrium, (B,).
+
+    Args:
+        model: any mode; it is frozen here.
+        images: (3, H, W) uint8 of the input's size.
+        config: the input normalisation.
+    """
+    frozen = model.freeze()
+    device = next(frozen.parameters()).device
+    radii = []
+    for image in images:
+        u = frozen.inject(normalise(image[None].to(device).float() / 255, config))
+        f = frozen.bind(u)
+        solution = solve(f, frozen.zero_state(u), Anderson(), REFERENCE_EVALUATIONS, best=True)
+        radii.append(spectral_radius(f, solution.iterate).value)
+    return torch.cat(radii)
+
+
+def accuracy(
+    answers: Iterator[tuple[Tensor, Tensor]], classes: int
+) -> tuple[float, NDArray[np.float64]]:
+    """Share of right answers, and the same per class (NaN where a class does not occur).
+
+    Args:
+        answers: logits (B, classes) and targets (B,), batch by batch.
+        classes: how many there are.
+    """
+    confusion = MulticlassConfusionMatrix(classes)
+    for logits, target in answers:
+        confusion.update(logits.argmax(dim=1).cpu(), target.cpu())
+    matrix = confusion.compute().numpy().astype(np.float64)
+    hit, total = np.diag(matrix), matrix.sum(axis=1)
+    per_class = np.where(total > 0, hit / np.maximum(total, 1), np.nan)
+    return float(hit.sum() / total.sum()), per_class
 
 
 def mean_iou(confusion: NDArray[np.integer]) -> tuple[NDArray[np.float64], float]:
@@ -69,14 +160,3 @@ def mean_iou(confusion: NDArray[np.integer]) -> tuple[NDArray[np.float64], float
     union = matrix.sum(axis=0) + matrix.sum(axis=1) - hit
     iou = np.where(union > 0, hit / np.maximum(union, 1), np.nan)
     return iou, float(np.nanmean(iou))
-
-
-def curve(
-    model: MDEQ, data: SegmentationFolder, config: InputConfig, counts: Sequence[int]
-) -> dict[str, float]:
-    """Mean IoU at each count, as ``miou_cold_N`` and ``miou_warm_N``."""
-    scores = {}
-    for count in counts:
-        scores[f"miou_cold_{count}"] = evaluate(model, data, config, count).miou
-        scores[f"miou_warm_{count}"] = evaluate(model, data, config, count, warm=True).miou
-    return scores

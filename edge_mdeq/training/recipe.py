@@ -10,64 +10,129 @@ import msgspec
 
 from edge_mdeq.config import InputConfig, ModelConfig, Provenance, convert
 from edge_mdeq.errors import ConfigError
+from edge_mdeq.fitting import FitMode
 
 __all__ = ["Recipe", "read_recipe"]
+
+SolverName = Literal["fixed_point", "anderson", "broyden"]
+
+SEGMENTATION_LAYOUTS = ("camvid", "cityscapes")
 
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Labels of a dataset in the CamVid layout; mask values in ``ignore`` count nowhere."""
+    """How the dataset folder is laid out and read; ``edge_mdeq.training.datasets`` has the layouts.
 
-    labels: tuple[str, ...]
-    palette: tuple[tuple[int, int, int], ...]
+    Attributes:
+        layout: "camvid" or "cityscapes" for segmentation; "folder" (a folder per class, as ImageNet
+            has it) or "cifar10" (the binary version) for classification.
+        labels: a name per class, in the order of the indices. An image folder may leave them out:
+            its folders' sorted names are taken.
+        palette: an RGB colour per class, for drawing masks.
+        ignore: mask values that count nowhere.
+        fit: how validation images meet the input size, as ``edge-mdeq run --fit`` does it.
+        centre: share of the fitted side that validation looks at (0.875 is the published "resize to
+            256, crop 224").
+        grey: whether grey photographs are taken for colour ones; otherwise they are an error.
+        cache: keep decoded images in memory, so that epochs cost no decoding.
+        workers: processes that read ahead, 0 for none.
+    """
+
+    layout: Literal["camvid", "cityscapes", "folder", "cifar10"] = "camvid"
+    labels: tuple[str, ...] = ()
+    palette: tuple[tuple[int, int, int], ...] = ()
     ignore: tuple[int, ...] = (255,)
+    fit: FitMode = "stretch"
+    centre: float = 1.0
+    grey: bool = False
+    cache: bool = True
+    workers: int = 0
 
 
 @dataclass(frozen=True)
 class OptimConfig:
-    """AdamW with a linear warm-up and a cosine to zero; weights are averaged over time."""
+    """The optimizer, with a linear warm-up and a cosine to ``final_lr`` over all steps.
+
+    Attributes:
+        epochs: passes over the training split.
+        batch: images per optimizer step, over all ranks and micro-batches.
+        accumulate: micro-batches per optimizer step, so that a large batch fits a small memory.
+        name: "adamw", "adam" or "sgd" (with ``momentum``, Nesterov's if ``nesterov``).
+        lr, final_lr: learning rate after the warm-up and at the end.
+        weight_decay: of the kernels; ``decay_all`` includes gains and biases, as published.
+        clip_norm: largest gradient norm, 0 for no limit.
+        ema_decay: the weights kept are an exponential average; 0 keeps the last ones.
+        freeze_norm: batch norms keep their statistics (fine-tuning with small batches).
+    """
 
     epochs: int
     batch: int = 6
+    accumulate: int = 1
+    name: Literal["adamw", "adam", "sgd"] = "adamw"
     lr: float = 1e-3
+    final_lr: float = 0.0
     weight_decay: float = 0.01
+    decay_all: bool = False
+    momentum: float = 0.9
+    nesterov: bool = False
     warmup_steps: int = 200
     clip_norm: float = 1.0
     ema_decay: float = 0.998
+    freeze_norm: bool = False
 
 
 @dataclass(frozen=True)
 class SolverConfig:
     """The forward solve: how it starts, and how long it runs once it is an equilibrium.
 
-    During the first ``unrolled_epochs`` the iteration is simply unrolled and tracked for
-    ``unrolled_steps``; afterwards each step draws its evaluations from ``evaluations`` (both ends
-    included), so that no single count is special.
+    During the first ``pretrain_steps`` optimizer steps the iteration is unrolled and tracked for
+    ``pretrain_evaluations`` (the published code's warm-up); afterwards each step draws its
+    evaluations from ``evaluations`` (both ends included), so that no single count is special, and
+    stops before at a residual of ``tol`` if that is not 0.
     """
 
-    name: Literal["fixed_point", "anderson"] = "fixed_point"
-    unrolled_epochs: int = 5
-    unrolled_steps: int = 4
+    name: SolverName = "fixed_point"
+    pretrain_steps: int = 300
+    pretrain_evaluations: int = 4
     evaluations: tuple[int, int] = (4, 8)
+    tol: float = 0.0
+    stop_mode: Literal["rel", "abs"] = "rel"
 
 
 @dataclass(frozen=True)
 class GradientConfig:
-    """``phantom``: ``steps`` damped by ``tau``. ``implicit``: a solve of ``steps`` to ``tol``."""
+    """How the gradient passes the equilibrium.
+
+    ``phantom``: ``steps`` damped by ``tau``. ``implicit``: a solve of at most ``steps`` products to
+    ``tol`` by ``solver`` ("" for the forward one). ``recompute`` trades time for memory: the cell's
+    branches are computed again in the backward pass.
+    """
 
     kind: Literal["phantom", "implicit"] = "phantom"
     steps: int = 3
     tau: float = 1.0
     tol: float = 1e-3
+    solver: Literal["", "fixed_point", "anderson", "broyden"] = ""
+    recompute: bool = False
 
 
 @dataclass(frozen=True)
 class JacobianConfig:
-    """Jacobian regularisation: its weight, and on which share of the steps it is applied."""
+    """Jacobian regularisation (arXiv:2106.14342): its weight, and on which share of the steps.
+
+    The weight is ``pretrain_weight`` while the iteration is unrolled, ``weight`` afterwards, and
+    grows by ``growth`` every ``growth_steps`` steps; from ``stop_epoch`` on it is 0 (0: never). A
+    step that is regularised draws its evaluations from a range moved by ``jitter``.
+    """
 
     weight: float = 1.0
     frequency: float = 0.3
     samples: int = 1
+    pretrain_weight: float = 0.0
+    growth: float = 0.0
+    growth_steps: int = 50_000
+    stop_epoch: int = 0
+    jitter: tuple[int, int] = (0, 0)
 
 
 @dataclass(frozen=True)
@@ -86,21 +151,27 @@ class FinishConfig:
 
 @dataclass(frozen=True)
 class LossConfig:
-    """Cross entropy plus ``lovasz`` times Lovasz-softmax (a surrogate of mean IoU).
+    """Cross entropy, plus ``lovasz`` times Lovasz-softmax (a surrogate of mean IoU) on masks.
 
     ``class_weights``: "none", or "sqrt" for one over the square root of a class's frequency.
     """
 
     class_weights: Literal["none", "sqrt"] = "sqrt"
     lovasz: float = 0.5
+    label_smoothing: float = 0.0
 
 
 @dataclass(frozen=True)
 class AugmentConfig:
-    """Random crop of ``scale`` of the area, mirrored half the time, with jittered colours."""
+    """Random crop of ``scale`` of the area, mirrored half the time, with jittered colours.
+
+    ``pad`` above 0 takes instead a crop of the input's size out of the image padded by so many
+    pixels, as is usual for CIFAR.
+    """
 
     scale: tuple[float, float] = (0.35, 1.0)
     ratio: tuple[float, float] = (1.15, 1.55)
+    pad: int = 0
     flip: float = 0.5
     brightness: float = 0.3
     contrast: float = 0.3
@@ -110,11 +181,16 @@ class AugmentConfig:
 
 @dataclass(frozen=True)
 class ValidationConfig:
-    """Every how many epochs to validate, and at which evaluation counts at the end."""
+    """Every how many epochs to validate, and at which evaluation counts at the end.
+
+    ``spectral_images`` above 0 also logs the spectral radius of f's Jacobian at the equilibria of
+    so many validation images.
+    """
 
     every: int = 5
     evaluations: int = 8
     curve: tuple[int, ...] = (1, 2, 3, 4, 8, 16)
+    spectral_images: int = 0
 
 
 @dataclass(frozen=True)
@@ -137,27 +213,33 @@ class Recipe:
 
     def __post_init__(self) -> None:
         self.model.check_size(self.input.height, self.input.width)
-        if self.model.task != "segmentation":
-            raise ConfigError("recipe: only segmentation can be trained so far")
-        if len(self.data.labels) != self.model.classes:
-            raise ConfigError(
-                f"recipe: data.labels has {len(self.data.labels)} entries, the model has "
-                f"{self.model.classes} classes"
-            )
-        if len(self.data.palette) != self.model.classes:
-            raise ConfigError("recipe: data.palette needs one RGB colour per class")
+        check_data(self.data, self.model)
         if self.optim.epochs < 1 or self.optim.batch < 1:
             raise ConfigError("recipe: optim.epochs and optim.batch must be at least 1")
+        if self.finish.epochs < 0:
+            raise ConfigError(f"recipe: finish.epochs is {self.finish.epochs}, need at least 0")
+        if self.optim.accumulate < 1 or self.optim.batch % self.optim.accumulate:
+            raise ConfigError(
+                f"recipe: optim.accumulate {self.optim.accumulate} does not divide optim.batch "
+                f"{self.optim.batch}"
+            )
         for name, (low, high) in (
             ("solver", self.solver.evaluations),
             ("finish", self.finish.evaluations),
         ):
             if not 1 <= low <= high:
                 raise ConfigError(f"recipe: {name}.evaluations {low}..{high} is not a range")
+        low, high = self.jacobian.jitter
+        if low > high or self.solver.evaluations[0] + low < 1:
+            raise ConfigError(
+                f"recipe: jacobian.jitter {low}..{high} is not a range, or leaves fewer than one "
+                f"of solver.evaluations {self.solver.evaluations[0]}"
+            )
         positive = {  # found out here, not by a crash after hours of training
-            "solver.unrolled_steps": self.solver.unrolled_steps,
+            "solver.pretrain_evaluations": self.solver.pretrain_evaluations,
             "gradient.steps": self.gradient.steps,
             "jacobian.samples": self.jacobian.samples,
+            "jacobian.growth_steps": self.jacobian.growth_steps,
             "validation.every": self.validation.every,
             "validation.evaluations": self.validation.evaluations,
             "validation.curve": min(self.validation.curve, default=1),
@@ -170,6 +252,24 @@ class Recipe:
     def epochs(self) -> int:
         """All epochs of the run."""
         return self.optim.epochs + self.finish.epochs
+
+
+def check_data(data: DataConfig, model: ModelConfig) -> None:
+    """Raise ConfigError where the data's layout and labels do not suit the model's task."""
+    segmentation = data.layout in SEGMENTATION_LAYOUTS
+    if segmentation != (model.task == "segmentation"):
+        raise ConfigError(f"recipe: data.layout {data.layout!r} is not for {model.task}")
+    if (segmentation or data.labels) and len(data.labels) != model.classes:
+        raise ConfigError(
+            f"recipe: data.labels has {len(data.labels)} entries, the model has "
+            f"{model.classes} classes"
+        )
+    if segmentation and len(data.palette) != model.classes:
+        raise ConfigError("recipe: data.palette needs one RGB colour per class")
+    if not 0 < data.centre <= 1:
+        raise ConfigError(f"recipe: data.centre is {data.centre}, must be in (0, 1]")
+    if data.workers < 0:
+        raise ConfigError(f"recipe: data.workers is {data.workers}, need at least 0")
 
 
 def read_recipe(path: Path) -> Recipe:

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
-import kornia
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -13,19 +10,10 @@ from edge_mdeq.config import InputConfig
 from edge_mdeq.gradients import implicit, jacobian_penalty, phantom
 from edge_mdeq.model import MDEQ
 from edge_mdeq.solvers import make_solver, solve
-from edge_mdeq.training.data import IGNORED
-from edge_mdeq.training.recipe import LossConfig, Recipe
+from edge_mdeq.training.recipe import Recipe
+from edge_mdeq.training.schedule import Plan
 
-__all__ = ["EquilibriumTask", "Plan", "normalise", "segmentation_loss", "upsample"]
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What one training step does: drawn by the loop, so that it is part of the random state."""
-
-    unrolled: bool
-    evaluations: int
-    penalise: bool
+__all__ = ["EquilibriumTask", "normalise", "read_out", "upsample"]
 
 
 class EquilibriumTask(nn.Module):
@@ -36,10 +24,15 @@ class EquilibriumTask(nn.Module):
         self.model = model
         self.recipe = recipe
         self.solver = make_solver(recipe.solver.name)
+        self.backward_solver = make_solver(recipe.gradient.solver or recipe.solver.name)
+        model.cell.recompute = recipe.gradient.recompute
 
     def forward(self, image: Tensor, plan: Plan) -> tuple[Tensor, Tensor, Tensor]:
-        """Images (B, 3, H, W) in 0..1 to logits (B, classes, H, W), penalty () and residual ()."""
-        model, gradient = self.model, self.recipe.gradient
+        """Images (B, 3, H, W) in 0..1 to logits, penalty () and residual ().
+
+        Logits are (B, classes), or (B, classes, H, W) for segmentation.
+        """
+        model, gradient, config = self.model, self.recipe.gradient, self.recipe.solver
         u = model.inject(normalise(image, self.recipe.input))
         f = model.bind(u)
         z = model.zero_state(u)
@@ -48,15 +41,23 @@ class EquilibriumTask(nn.Module):
             z = phantom(f, z, plan.evaluations)
         else:
             with torch.no_grad():
-                solution = solve(f, z, self.solver, plan.evaluations)
+                solution = solve(
+                    f, z, self.solver, plan.evaluations, config.tol, stop_mode=config.stop_mode
+                )
             residual = solution.residual.mean()
             if gradient.kind == "implicit":
-                z = implicit(f, solution.value, self.solver, gradient.steps, gradient.tol)
+                z = implicit(f, solution.value, self.backward_solver, gradient.steps, gradient.tol)
             else:
                 z = phantom(f, solution.value, gradient.steps, gradient.tau)
-        if plan.penalise:
+        if plan.penalty:
             penalty = jacobian_penalty(f, z, self.recipe.jacobian.samples)
-        return upsample(model.readout(z), image.shape[2:]), penalty, residual
+        return read_out(model, z, image.shape[2:]), penalty, residual
+
+
+def read_out(model: MDEQ, z: tuple[Tensor, ...], size: torch.Size) -> Tensor:
+    """Logits (B, classes); for segmentation at the image's ``size``, (B, classes, H, W)."""
+    logits: Tensor = model.readout(z)
+    return upsample(logits, size) if model.config.task == "segmentation" else logits
 
 
 def normalise(image: Tensor, config: InputConfig) -> Tensor:
@@ -69,27 +70,3 @@ def normalise(image: Tensor, config: InputConfig) -> Tensor:
 def upsample(logits: Tensor, size: torch.Size) -> Tensor:
     """Logits at 1/4 of the image to the image's size, as the published training does."""
     return F.interpolate(logits, size=size, mode="bilinear", align_corners=True)
-
-
-def segmentation_loss(
-    logits: Tensor, target: Tensor, weights: Tensor | None, config: LossConfig
-) -> Tensor:
-    """Cross entropy plus Lovasz-softmax over the labelled pixels.
-
-    Args:
-        logits: (B, classes, H, W).
-        target: (B, H, W) int64, ``IGNORED`` where unlabelled.
-        weights: (classes,) for the cross entropy, or None.
-        config: how much of each.
-    """
-    loss = F.cross_entropy(logits, target, weights, ignore_index=IGNORED)
-    if config.lovasz:
-        # Every second pixel is enough for the surrogate, and sorting is what it costs.
-        logits, target = logits[..., ::2, ::2], target[..., ::2, ::2]
-        labelled = target != IGNORED
-        flat = logits.permute(1, 0, 2, 3)[:, labelled]  # (classes, N)
-        surrogate = kornia.losses.lovasz_softmax_loss(
-            flat[None, :, None], target[labelled][None, None]
-        )
-        loss = loss + config.lovasz * surrogate
-    return loss

@@ -1,0 +1,242 @@
+"""Images with one label each: a folder per class (ImageNet's layout), or CIFAR-10's binary files.
+
+- Folder: ``DIR/train/CLASS/*.jpg`` and ``DIR/val/CLASS/*.jpg`` (or ``DIR/validation``).
+- CIFAR-10: ``DIR`` or ``DIR/cifar-10-batches-bin`` holds ``data_batch_1.bin`` to
+  ``data_batch_5.bin``, ``test_batch.bin`` and ``batches.meta.txt``. The "python version" is a set
+  of pickles, which are never loaded.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from edge_mdeq.errors import DataError
+from edge_mdeq.fitting import FitMode, fit_image, plan_fit
+from edge_mdeq.training.datasets.images import list_images, read_image
+from edge_mdeq.training.recipe import AugmentConfig
+
+__all__ = ["Cifar10", "ImageFolder", "LabelledImages", "random_crop"]
+
+Image = NDArray[np.uint8]
+
+CIFAR_BATCH = 10_000  # images a file
+CIFAR_RECORD = 1 + 3 * 32 * 32  # bytes: label, then red, green and blue planes
+CROP_TRIES = 10
+# Photographs are kept at most this much larger than the input: more detail never reaches it.
+CACHE_FACTOR = 2
+
+
+class LabelledImages(Dataset[tuple[Tensor, int]], ABC):
+    """Items are the image (3, H, W) uint8 RGB at the input's size and its class.
+
+    For training (``augment`` given) the crop is drawn from a generator that depends on seed, epoch
+    and index alone: neither the order of reading nor the number of processes changes it.
+    """
+
+    labels: tuple[str, ...]
+    targets: list[int]
+
+    def __init__(
+        self,
+        size: tuple[int, int],
+        augment: AugmentConfig | None,
+        fit: FitMode,
+        centre: float,
+        seed: int,
+    ) -> None:
+        self.size, self.augment, self.fit, self.centre = size, augment, fit, centre
+        self.seed, self.epoch = seed, 0
+
+    @abstractmethod
+    def read(self, index: int) -> Image:
+        """The whole image (h, w, 3)."""
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        image = self.read(index)
+        if self.augment is None:
+            image = central(image, self.size, self.fit, self.centre)
+        else:
+            rng = np.random.default_rng((self.seed, self.epoch, index))
+            image = random_crop(image, self.size, self.augment, rng)
+        return torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1), self.targets[index]
+
+    def frequencies(self) -> NDArray[np.float64]:
+        """Share of the images that each class has, (classes,)."""
+        counts = np.bincount(self.targets, minlength=len(self.labels))
+        return np.asarray(counts / counts.sum(), dtype=np.float64)
+
+
+class ImageFolder(LabelledImages):
+    """A folder per class.
+
+    Args:
+        root: the dataset folder.
+        split: "train" or "val".
+        classes: how many there must be.
+        labels: the folders' names in the order of the indices; empty for their sorted names.
+        size, augment, fit, centre, seed: see ``LabelledImages``.
+        grey: whether grey images are taken for colour ones.
+        cache: decode (and check) everything now and keep it.
+
+    Raises:
+        DataError: a folder is missing, a class has no folder or no images, a folder is no class, or
+            an image is unreadable.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        split: str,
+        classes: int,
+        labels: Sequence[str],
+        size: tuple[int, int],
+        augment: AugmentConfig | None = None,
+        fit: FitMode = "stretch",
+        centre: float = 1.0,
+        seed: int = 0,
+        grey: bool = False,
+        cache: bool = True,
+    ) -> None:
+        super().__init__(size, augment, fit, centre, seed)
+        folder = split_folder(root, split)
+        found = sorted(p.name for p in folder.iterdir() if p.is_dir())
+        self.labels = tuple(labels) or tuple(found)
+        if len(self.labels) != classes:
+            raise DataError(f"{folder} holds {len(found)} class folders, the model has {classes}")
+        missing = [name for name in self.labels if name not in found]
+        foreign = [name for name in found if name not in self.labels]
+        if missing or foreign:
+            raise DataError(
+                f"{folder} does not match the classes: without a folder: {missing or 'none'}, "
+                f"folders that are no class: {foreign or 'none'}"
+            )
+        self.grey = grey
+        self.paths: list[Path] = []
+        self.targets = []
+        for target, name in enumerate(self.labels):
+            paths = list_images(folder / name)
+            self.paths += paths
+            self.targets += [target] * len(paths)
+        self.images = [self.decode(index) for index in range(len(self.paths))] if cache else None
+
+    def read(self, index: int) -> Image:
+        return self.decode(index) if self.images is None else self.images[index]
+
+    def decode(self, index: int) -> Image:
+        """Decode one image, and shrink it where it holds far more detail than the input takes."""
+        image = read_image(self.paths[index], self.grey)
+        height, width = image.shape[:2]
+        shrink = CACHE_FACTOR * max(self.size[0] / height, self.size[1] / width)
+        if shrink >= 1:
+            return image
+        small = (math.ceil(height * shrink), math.ceil(width * shrink))
+        return fit_image(image, plan_fit((height, width), small))
+
+
+class Cifar10(LabelledImages):
+    """CIFAR-10 from its binary files, all in memory.
+
+    Raises:
+        DataError: a file is missing or has another length or labels than it should.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        split: str,
+        size: tuple[int, int],
+        augment: AugmentConfig | None = None,
+        fit: FitMode = "stretch",
+        centre: float = 1.0,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(size, augment, fit, centre, seed)
+        folder = root / "cifar-10-batches-bin"
+        folder = folder if folder.is_dir() else root
+        numbers = range(1, 6)
+        names = [f"data_batch_{k}.bin" for k in numbers] if split == "train" else ["test_batch.bin"]
+        records = np.concatenate([read_cifar(folder / name) for name in names])
+        meta = folder / "batches.meta.txt"
+        if not meta.is_file():
+            raise DataError(f"{meta} is missing; it names the classes")
+        self.labels = tuple(meta.read_text().split())
+        self.targets = records[:, 0].tolist()
+        if max(self.targets) >= len(self.labels):
+            raise DataError(f"{folder} holds label {max(self.targets)}, {meta} names fewer classes")
+        planes = records[:, 1:].reshape(-1, 3, 32, 32)
+        self.images = np.ascontiguousarray(planes.transpose(0, 2, 3, 1))
+
+    def read(self, index: int) -> Image:
+        return np.asarray(self.images[index])
+
+
+def read_cifar(path: Path) -> NDArray[np.uint8]:
+    """The records of one file, (images, 1 + 3 * 32 * 32): label, red, green and blue planes."""
+    try:
+        raw = np.fromfile(path, dtype=np.uint8)
+    except OSError as error:
+        raise DataError(
+            f"cannot read {path} ({error.strerror}); expected CIFAR-10's binary files (its python "
+            "version is a set of pickles, which are never loaded)"
+        ) from error
+    if raw.size == 0 or raw.size % CIFAR_RECORD:
+        raise DataError(f"{path} has {raw.size} bytes, not a multiple of {CIFAR_RECORD}: truncated")
+    return raw.reshape(-1, CIFAR_RECORD)
+
+
+def split_folder(root: Path, split: str) -> Path:
+    """The folder of a split; ``validation`` is taken for ``val``."""
+    names = ("val", "validation") if split == "val" else (split,)
+    for name in names:
+        if (root / name).is_dir():
+            return root / name
+    raise DataError(
+        f"{root / split} is not a folder; expected {root} to hold train/CLASS/ and val/CLASS/"
+    )
+
+
+def central(image: Image, size: tuple[int, int], fit: FitMode, share: float) -> Image:
+    """What validation and the device see: fitted to ``size``, or the central ``share`` of that."""
+    large = (round(size[0] / share), round(size[1] / share))
+    whole = fit_image(image, plan_fit((image.shape[0], image.shape[1]), large, fit))
+    top, left = (large[0] - size[0]) // 2, (large[1] - size[1]) // 2
+    return whole[top : top + size[0], left : left + size[1]]
+
+
+def random_crop(
+    image: Image, size: tuple[int, int], config: AugmentConfig, rng: np.random.Generator
+) -> Image:
+    """A training crop (H, W, 3) of ``size``.
+
+    Of random area and shape ("Going deeper with convolutions", section 6), resized; or with ``pad``
+    of the input's size out of the padded image. Images differ in size and so cannot be cropped as
+    a batch.
+    """
+    height, width = image.shape[:2]
+    if config.pad:
+        padded = np.pad(image, ((config.pad,) * 2, (config.pad,) * 2, (0, 0)))
+        top = int(rng.integers(0, padded.shape[0] - size[0] + 1))
+        left = int(rng.integers(0, padded.shape[1] - size[1] + 1))
+        return padded[top : top + size[0], left : left + size[1]]
+    low, high = (math.log(r) for r in config.ratio)
+    for _ in range(CROP_TRIES):
+        area = height * width * rng.uniform(*config.scale)
+        ratio = math.exp(rng.uniform(low, high))
+        w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+        if 0 < w <= width and 0 < h <= height:
+            top, left = int(rng.integers(0, height - h + 1)), int(rng.integers(0, width - w + 1))
+            part = image[top : top + h, left : left + w]
+            return fit_image(part, plan_fit((h, w), size))
+    return fit_image(image, plan_fit((height, width), size, "crop"))
