@@ -1,6 +1,6 @@
 """Peak memory of the device process on the demo clip, above a bare interpreter.
 
-    python benchmarks/device_memory.py [--bundle out/demo/camvid-nano.mdeq] [--runs 3]
+    python benchmarks/device_memory.py [--bundle out/demo/camvid-nano.mdeq] [--runs 5]
 
 Run ``make demo`` first: it makes the bundle.
 """
@@ -25,7 +25,7 @@ def main() -> None:
     """Measure VmHWM of fresh processes."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--bundle", default="out/demo/camvid-nano.mdeq")
-    parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--runs", type=int, default=5)
     args = parser.parse_args()
     base = statistics.median(
         peak_of(subprocess.run([sys.executable, "-c", BASE], capture_output=True, text=True))

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from edge_mdeq.errors import require
 from mdeq_runtime.answers import UNSEEN, class_shares, label_of, top_scores
+from mdeq_runtime.glyphs import letter
 from mdeq_runtime.results import Result
 
 __all__ = ["Image", "Palette", "draw"]
@@ -23,7 +24,7 @@ __all__ = ["Image", "Palette", "draw"]
 Image = NDArray[np.uint8]
 Palette = Sequence[tuple[int, int, int]]
 
-WHITE, GREY, GREEN, AMBER = (255, 255, 255), (150, 150, 150), (90, 200, 90), (40, 160, 250)  # BGR
+GREY, GREEN, AMBER = (150, 150, 150), (90, 200, 90), (40, 160, 250)  # BGR
 TOP = 5
 SHADE = 0.35  # what is left of a frame's brightness under text
 LEGEND_HEIGHT = 0.6  # largest share of the frame that the legend may cover
@@ -113,21 +114,21 @@ class _Pen:
         self.cv2 = cv2
         self.canvas = canvas
         self.height, self.width = canvas.shape[:2]
-        self.scale = min(max(self.width / 900, 0.38), 1.6)
-        self.line = round(30 * self.scale) + 4  # pixels from one line of text to the next
-        self.weight = 2 if self.scale > 0.9 else 1
+        scale = min(max(self.width / 900, 0.38), 1.6)
+        self.line = round(30 * scale) + 4  # pixels from one line of text to the next
         self.room = max(1, int(LEGEND_HEIGHT * self.height) // self.line)
 
-    def text_width(self, text: str) -> int:
-        font = self.cv2.FONT_HERSHEY_SIMPLEX
-        return int(self.cv2.getTextSize(text, font, self.scale, self.weight)[0][0])
+    def letter(self, text: str) -> Image:
+        """One line of text, as ``write`` takes it."""
+        return letter(self.cv2, text, self.line)
 
-    def text(self, text: str, x: int, top: int, colour: tuple[int, int, int] = WHITE) -> None:
-        """Write one line whose box starts at (x, top)."""
-        cv2 = self.cv2
-        place = (x, top + round(0.75 * self.line))
-        font = cv2.FONT_HERSHEY_SIMPLEX
-        cv2.putText(self.canvas, text, place, font, self.scale, colour, self.weight, cv2.LINE_AA)
+    def write(self, line: Image, x: int, top: int) -> None:
+        """Put a line in white with its upper left corner at (x, top)."""
+        box = self.canvas[max(top, 0) : max(top + len(line), 0), x : x + line.shape[1]]
+        cover = line[max(-top, 0) :][: box.shape[0], : box.shape[1], None]
+        if box.size:
+            cover = self.cv2.merge([cover] * 3)
+            box += self.cv2.multiply(255 - box, cover, scale=1 / 255)
 
     def shade(self, x: int, y: int, width: int, height: int) -> None:
         """Darken a box so that text on it can be read."""
@@ -147,7 +148,7 @@ def _draw_gauge(pen: _Pen, result: Result) -> None:
     milliseconds = sum(ms for stage, ms in result.times.items() if stage != "read")
     start = "warm" if result.warm else "cold"
     text = f"{result.iterations} it  res {result.residual:.1e}  {start}  {milliseconds:.0f} ms"
-    pen.text(text, pen.line // 3, 0)
+    pen.write(pen.letter(text), pen.line // 3, 0)
     pen.fill(0, pen.line, round(pen.width * _progress(result.residual)), bar, colour)
 
 
@@ -165,11 +166,12 @@ def _draw_rows(pen: _Pen, rows: list[Row]) -> None:
     if not rows:
         return
     pad = pen.line // 3
-    width = max(pen.text_width(text) for text, _ in rows) + pen.line + 2 * pad
+    lines = [pen.letter(text) for text, _ in rows]
+    width = max(line.shape[1] for line in lines) + pen.line + 2 * pad
     top = pen.height - len(rows) * pen.line - pad
     pen.shade(0, top - pad, width, pen.height - top + pad)
     swatch = round(0.6 * pen.line)
-    for number, (text, colour) in enumerate(rows):
+    for number, (line, (_, colour)) in enumerate(zip(lines, rows, strict=True)):
         y = top + number * pen.line
         pen.fill(pad, y + (pen.line - swatch) // 2, swatch, swatch, colour)
-        pen.text(text, pad + pen.line, y)
+        pen.write(line, pad + pen.line, y)
