@@ -18,37 +18,21 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from lightning_fabric import Fabric
 from peers import resnet
 from rich.console import Console
-from rich.progress import track
 from rich.table import Table
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader
 
-from edge_mdeq.training.checkpoint import load_checkpoint, save_checkpoint
 from edge_mdeq.training.equilibrium import normalise
 from edge_mdeq.training.evaluate import EVALUATION_BATCH, accuracy, evaluate_classifier
-from edge_mdeq.training.loop import batches, seed_step, train, train_step
+from edge_mdeq.training.loop import train
 from edge_mdeq.training.objective import Classification
 from edge_mdeq.training.recipe import Recipe, read_recipe
-from edge_mdeq.training.schedule import Plan, learning_rate, make_optimizer, set_lr
+from edge_mdeq.training.run import CHECKPOINT, Run, make_fabric, open_folder, seed_step
 from edge_mdeq.weights import load_weights
 
 COUNTS = (1, 2, 3, 4, 8, 16, 26)
-
-
-class PeerTask(nn.Module):
-    """A plain network in the place of an equilibrium: nothing to solve, nothing to penalise."""
-
-    def __init__(self, network: nn.Module, recipe: Recipe) -> None:
-        super().__init__()
-        self.network, self.recipe = network, recipe
-
-    def forward(self, image: Tensor, plan: Plan) -> tuple[Tensor, Tensor, Tensor]:
-        zero = torch.zeros((), device=image.device)
-        return self.network(normalise(image, self.recipe.input)), zero, zero
 
 
 def train_resnet(recipe: Recipe, data: Path, out: Path, precision: str) -> dict[str, float]:
@@ -56,46 +40,25 @@ def train_resnet(recipe: Recipe, data: Path, out: Path, precision: str) -> dict[
     result = out / "result.json"
     if result.exists():
         return dict(json.loads(result.read_text()))
-    out.mkdir(parents=True, exist_ok=True)
-    fabric = Fabric(accelerator="auto", devices=1, precision=precision)  # type: ignore[arg-type]
+    resume = (out / CHECKPOINT).exists()
+    open_folder(out, resume)
     objective = Classification(recipe, data)
+    fabric = make_fabric(out, 1, precision)
     seed_step(recipe.seed, 0)
     network = resnet(18, recipe.model.classes).to(fabric.device)
-    average = AveragedModel(
-        network, multi_avg_fn=get_ema_multi_avg_fn(recipe.optim.ema_decay), use_buffers=True
-    )
-    task, optimizer = fabric.setup(PeerTask(network, recipe), make_optimizer(network, recipe.optim))
-    loader, order = batches(recipe, objective.train_set, 0, 1)
-    augment, weights = objective.augmentation(0, 1), objective.class_weights()
-    checkpoint, step, first = out / "checkpoint.pt", 0, 0
-    if checkpoint.exists():
-        state = load_checkpoint(checkpoint)
-        for owner, name in ((network, "model"), (average, "average"), (optimizer, "optimizer")):
-            owner.load_state_dict(state[name])
-        first = state["epoch"]
-        step = first * len(order)
-    for epoch in track(range(first, recipe.epochs), f"{out.name}"):
-        task.train()
-        order.epoch = objective.train_set.epoch = epoch
-        items = iter(loader)
-        for _ in range(len(order)):
-            set_lr(optimizer, learning_rate(recipe, step, len(order)))
-            train_step(
-                fabric, task, optimizer, objective, augment, recipe, Plan(False, 0, 0.0), step,
-                items, weights,
-            )  # fmt: skip
-            average.update_parameters(network)
-            step += 1
-        save_checkpoint(
-            checkpoint,
-            {
-                "model": network.state_dict(),
-                "average": average.state_dict(),
-                "optimizer": optimizer.state_dict(),
-                "epoch": epoch + 1,
-            },
-        )
-    figures = score_resnet(average.module, objective, recipe)
+    run = Run(fabric, network, network, recipe, objective, out)
+    if resume:
+        run.restore()
+
+    weights = objective.class_weights()
+
+    def losses(image: Tensor, target: Tensor, step: int) -> dict[str, Tensor]:
+        logits = run.task(normalise(image, recipe.input))
+        loss = objective.loss(logits.float(), target, weights)
+        return {"total": loss, "loss": loss}
+
+    run.go(losses, lambda: score_resnet(run.average, objective, recipe))
+    figures = score_resnet(run.average, objective, recipe)
     result.write_text(json.dumps(figures))
     return figures
 

@@ -61,6 +61,9 @@ def train(
 
         def progress(done: int, total: int, figures: dict[str, float]) -> None:
             known = {name: value for name, value in figures.items() if name in shown}
+            for headline in ("miou", "accuracy"):
+                if headline in figures:
+                    known["score"] = figures[headline]
             bar.update(task, completed=done, total=total, **known)  # type: ignore[arg-type]
 
         weights = train_by_recipe(settings, data, out, resume, devices, precision, progress, init)

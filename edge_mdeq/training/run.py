@@ -1,0 +1,278 @@
+"""A run: epochs of optimizer steps under Fabric, averaged, logged, checkpointed and resumable.
+
+It knows neither equilibria nor tasks: what a step's losses are, and how an epoch is scored, it is
+given. Every random number of a step comes from generators that the recipe's seed, the step and
+(where ranks must differ) the rank decide. So a resumed run repeats an uninterrupted one bit for
+bit, and several ranks take the steps that one process would.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning_fabric import Fabric
+from lightning_fabric.loggers.tensorboard import TensorBoardLogger
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.utils.data import DataLoader
+
+from edge_mdeq.errors import ConfigError, WeightsError
+from edge_mdeq.files import write_atomic
+from edge_mdeq.training.checkpoint import load_checkpoint, save_checkpoint
+from edge_mdeq.training.datasets.batches import GlobalBatches
+from edge_mdeq.training.objective import Objective
+from edge_mdeq.training.recipe import Recipe
+from edge_mdeq.training.schedule import learning_rate, make_optimizer, set_lr
+
+__all__ = ["Losses", "Progress", "Run", "make_fabric", "open_folder", "seed_step"]
+
+Progress = Callable[[int, int, dict[str, float]], None]  # (steps done, steps in all, figures)
+# A micro-batch's images in 0..1, its targets and the step: scalars by name; "total" is minimised.
+Losses = Callable[[Tensor, Tensor, int], dict[str, Tensor]]
+
+CHECKPOINT = "checkpoint.pt"
+
+
+class Run:
+    """One network on its way through a recipe's epochs.
+
+    Args:
+        fabric: from ``make_fabric``.
+        network: what is trained, averaged and kept.
+        task: the module around it whose forward the losses call; ``network`` itself or a wrapper.
+        recipe: optimizer, schedule and batches.
+        objective: data and augmentation.
+        out: where log and checkpoints go.
+
+    Attributes:
+        task: ``task`` as Fabric set it up: call this one in the losses.
+        average: the exponential average of ``network`` so far.
+    """
+
+    def __init__(
+        self,
+        fabric: Fabric,
+        network: nn.Module,
+        task: nn.Module,
+        recipe: Recipe,
+        objective: Objective,
+        out: Path,
+    ) -> None:
+        self.fabric, self.network, self.recipe, self.out = fabric, network, recipe, out
+        self.averaged = AveragedModel(
+            network, multi_avg_fn=get_ema_multi_avg_fn(recipe.optim.ema_decay), use_buffers=True
+        )
+        self.task: Any
+        self.optimizer: Any
+        self.task, self.optimizer = fabric.setup(task, make_optimizer(network, recipe.optim))
+        self.data = objective.train_set
+        self.order = global_batches(recipe, len(self.data), fabric)
+        self.loader: DataLoader[Any] = DataLoader(
+            self.data, batch_sampler=self.order, num_workers=recipe.data.workers
+        )
+        self.augment = objective.augmentation(fabric.global_rank, fabric.world_size)
+        self.epoch_steps = len(self.order) // recipe.optim.accumulate
+        self.epoch, self.step, self.seconds = 0, 0, 0.0
+
+    @property
+    def average(self) -> Any:
+        """The averaged network."""
+        return self.averaged.module
+
+    def restore(self) -> None:
+        """Go on from the checkpoint in ``out``.
+
+        Raises:
+            WeightsError: there is none, it is unreadable, or of another network.
+        """
+        path = self.out / CHECKPOINT
+        state = load_checkpoint(path)
+        try:
+            self.network.load_state_dict(state["model"])
+            self.averaged.load_state_dict(state["average"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.epoch, self.step, self.seconds = state["epoch"], state["step"], state["seconds"]
+        except (RuntimeError, ValueError, KeyError) as error:
+            raise WeightsError(f"{path} is of a run with another model ({error})") from error
+
+    def save(self) -> None:
+        """Write the checkpoint; only rank 0 does."""
+        if self.fabric.global_rank == 0:
+            state = {
+                "model": self.network.state_dict(),
+                "average": self.averaged.state_dict(),
+                "optimizer": self.optimizer.state_dict(),
+                "epoch": self.epoch,
+                "step": self.step,
+                "seconds": self.seconds,
+            }
+            save_checkpoint(self.out / CHECKPOINT, state)
+
+    def go(
+        self,
+        losses: Losses,
+        score: Callable[[], dict[str, float]],
+        progress: Progress = lambda done, total, figures: None,
+    ) -> None:
+        """Train until the recipe's epochs are done.
+
+        Args:
+            losses: of one micro-batch.
+            score: validation figures of ``average``, asked for as the recipe says.
+            progress: called after every step and validation.
+        """
+        recipe, total = self.recipe, self.recipe.epochs * self.epoch_steps
+        log = RunLog(self.fabric, self.out, self.epoch)
+        while self.epoch < recipe.epochs:
+            started = time.monotonic()
+            self.task.train()
+            if recipe.optim.freeze_norm:
+                freeze_norms(self.network)
+            self.order.epoch = self.data.epoch = self.epoch
+            micro_batches = iter(self.loader)
+            sums: dict[str, float] = {}
+            for _ in range(self.epoch_steps):
+                figures = self.train_step(losses, micro_batches)
+                log.step(self.step, figures)
+                progress(self.step, total, {"epoch": self.epoch + 1, **figures})
+                for name, value in figures.items():
+                    sums[name] = sums.get(name, 0.0) + value / self.epoch_steps
+            self.epoch += 1
+            self.seconds += time.monotonic() - started
+            entry: dict[str, Any] = {
+                "epoch": self.epoch, "step": self.step, "seconds": round(self.seconds, 1), **sums,
+            }  # fmt: skip
+            if self.epoch % recipe.validation.every == 0 or self.epoch == recipe.epochs:
+                found = score()
+                entry |= found
+                progress(self.step, total, {"epoch": self.epoch, **found})
+            log.epoch(self.step, entry)
+            self.save()
+        log.close()
+
+    def train_step(self, losses: Losses, micro_batches: Iterator[Any]) -> dict[str, float]:
+        """One optimizer step; its figures, averaged over micro-batches and ranks."""
+        fabric, optim, seed = self.fabric, self.recipe.optim, self.recipe.seed
+        lr = learning_rate(self.recipe, self.step, self.epoch_steps)
+        set_lr(self.optimizer, lr)
+        sums: dict[str, Tensor] = {}
+        for micro in range(optim.accumulate):
+            image, target = (value.to(fabric.device) for value in next(micro_batches))
+            seed_step(seed, self.step, micro)  # alike on all ranks: they draw for the whole batch
+            image, target = self.augment(image, target)
+            seed_step(seed, self.step, micro, fabric.global_rank)
+            with fabric.no_backward_sync(self.task, enabled=micro < optim.accumulate - 1):
+                found = losses(image, target, self.step)
+                fabric.backward(found["total"] / optim.accumulate)
+            for name, value in found.items():
+                if name != "total":
+                    sums[name] = sums.get(name, 0.0) + value.detach() / optim.accumulate
+        if optim.clip_norm:
+            fabric.clip_gradients(
+                self.task, self.optimizer, max_norm=optim.clip_norm, error_if_nonfinite=False
+            )
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.averaged.update_parameters(self.network)
+        self.step += 1
+        figures: Any = fabric.all_reduce(sums, reduce_op="mean")
+        return {name: float(value) for name, value in figures.items()} | {"lr": lr}
+
+
+def open_folder(out: Path, resume: bool) -> None:
+    """Make the folder of a run.
+
+    Raises:
+        ConfigError: it cannot be made, or holds a run that is not to be resumed.
+    """
+    if (out / CHECKPOINT).exists() and not resume:
+        raise ConfigError(
+            f"{out} already holds a run ({CHECKPOINT}); go on with --resume, or choose another "
+            "folder"
+        )
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"cannot make the folder {out}: {error.strerror}") from error
+
+
+def make_fabric(out: Path, devices: int | None, precision: str) -> Fabric:
+    """Fabric on ``devices`` processes, or on those that torchrun started; logs go below ``out``."""
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    local = int(os.environ.get("LOCAL_WORLD_SIZE", world))
+    fabric = Fabric(
+        accelerator="auto",
+        devices=devices or local,
+        num_nodes=max(1, world // local),
+        precision=precision,  # type: ignore[arg-type]
+        loggers=TensorBoardLogger(out, name="tensorboard", version=""),
+    )
+    fabric.launch()
+    return fabric
+
+
+def global_batches(recipe: Recipe, length: int, fabric: Fabric) -> GlobalBatches:
+    """Which images this rank takes when.
+
+    Raises:
+        ConfigError: the batch is larger than the data, or does not divide among the ranks.
+    """
+    optim, world = recipe.optim, fabric.world_size
+    if optim.batch > length:
+        raise ConfigError(f"optim.batch {optim.batch} exceeds the {length} images")
+    if optim.batch % (optim.accumulate * world):
+        raise ConfigError(
+            f"optim.batch {optim.batch} does not divide into {optim.accumulate} micro-batches on "
+            f"{world} ranks; choose a multiple of {optim.accumulate * world}"
+        )
+    rank = fabric.global_rank
+    return GlobalBatches(length, optim.batch, optim.accumulate, recipe.seed, rank, world)
+
+
+def seed_step(seed: int, step: int, micro: int = 0, rank: int = -1) -> None:
+    """Seed torch's generators for one micro-batch of one step; ``rank`` -1 is for all ranks."""
+    mixed = 0
+    for number in (seed, step, micro, rank + 1):  # near numbers must not give near seeds
+        mixed = (mixed ^ number) * 0x9E3779B97F4A7C15 % 2**63
+    torch.manual_seed(mixed)
+
+
+def freeze_norms(network: nn.Module) -> None:
+    """Batch norms use and keep the statistics they have."""
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.eval()
+
+
+class RunLog:
+    """``log.jsonl`` with a line per epoch, and the same for TensorBoard with every step's figures.
+
+    Only rank 0 writes. Entries of epochs that a resumed run does again are dropped first.
+    """
+
+    def __init__(self, fabric: Fabric, out: Path, epochs_done: int) -> None:
+        self.fabric = fabric
+        self.path = out / "log.jsonl"
+        if fabric.global_rank == 0 and self.path.exists():
+            lines = self.path.read_text().splitlines()
+            kept = [line for line in lines if json.loads(line)["epoch"] <= epochs_done]
+            write_atomic(self.path, "".join(f"{line}\n" for line in kept).encode())
+
+    def step(self, step: int, figures: dict[str, float]) -> None:
+        self.fabric.log_dict({f"train/{name}": value for name, value in figures.items()}, step)
+
+    def epoch(self, step: int, entry: dict[str, Any]) -> None:
+        self.fabric.log_dict({f"epoch/{name}": value for name, value in entry.items()}, step)
+        if self.fabric.global_rank == 0:
+            with self.path.open("a") as log:
+                log.write(json.dumps(entry) + "\n")
+
+    def close(self) -> None:
+        for logger in self.fabric.loggers:
+            logger.finalize("success")
