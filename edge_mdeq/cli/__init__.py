@@ -10,14 +10,16 @@ import sys
 import typer
 
 from edge_mdeq import __version__
-from edge_mdeq.cli import export, import_, inspect, run, train
+from edge_mdeq.cli import export, import_, inspect, run, train, tune
 from edge_mdeq.cli.console import fail
 from edge_mdeq.cli.greedy import spread
 from edge_mdeq.errors import EdgeMdeqError
 
 __all__ = ["app", "main"]
 
-GREEDY = frozenset({"--iterations"})  # options that take all their values after one name
+GREEDY = frozenset(
+    {"--iterations", "--ignore"}
+)  # options that take all their values after one name
 
 app = typer.Typer(
     name="edge-mdeq",
@@ -46,6 +48,7 @@ def common(
 
 
 app.command("train")(train.train)
+app.command("tune")(tune.tune)
 app.command("import")(import_.import_checkpoint)
 app.command("export")(export.export)
 app.command("inspect")(inspect.inspect)

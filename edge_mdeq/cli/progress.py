@@ -1,0 +1,52 @@
+"""The bar of long work on a workstation: training and tuning."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+__all__ = ["training_bar"]
+
+HEADLINES = ("miou", "accuracy")  # what a validation calls the figure that matters
+
+
+@contextmanager
+def training_bar(*extra: str) -> Iterator[Callable[[int, int, dict[str, float]], None]]:
+    """Yield a function (steps done, steps in all, figures) that moves a bar.
+
+    Epoch, loss, the last validation score and the ``extra`` figures are shown; only rank 0 shows a
+    bar.
+    """
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    names = ("loss", *extra, "val")
+    columns = (
+        TextColumn("epoch {task.fields[epoch]:3.0f}"),
+        BarColumn(),
+        TextColumn("{task.completed}/{task.total}"),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        *(TextColumn(f"{name} {{task.fields[{name}]:.3f}}") for name in names),
+    )
+    shown: dict[str, Any] = {"epoch": 0.0, **dict.fromkeys(names, float("nan"))}
+    hidden = os.environ.get("RANK", "0") != "0"
+    with Progress(*columns, console=Console(stderr=True), disable=hidden) as bar:
+        task = bar.add_task("train", total=None, **shown)
+
+        def progress(done: int, total: int, figures: dict[str, float]) -> None:
+            known: dict[str, Any] = {k: v for k, v in figures.items() if k in shown}
+            for name in HEADLINES:
+                if name in figures:
+                    known["val"] = figures[name]
+            bar.update(task, completed=done, total=total, **known)
+
+        yield progress
