@@ -26,11 +26,10 @@ def build_model(checkpoint: Checkpoint, config: ModelConfig) -> MDEQ:
         WeightsError: keys are left over or missing, shapes or values make no sense; the message
             counts them and lists the first ones.
     """
-    with torch.device("meta"):
-        model = MDEQ(config)
-    wanted = model.state_dict()
     names = expected_keys(config, checkpoint.stage)
     check_keys(checkpoint, list(names.values()))
+    model = MDEQ(config)
+    wanted = model.state_dict()
     check_shapes(checkpoint, {key: wanted[ours].shape for ours, key in names.items()})
     check_values(checkpoint)
     normed = {
@@ -44,7 +43,7 @@ def build_model(checkpoint: Checkpoint, config: ModelConfig) -> MDEQ:
             state[ours], state[f"{ours.removesuffix('weight')}gain"] = split(checkpoint, key)
         else:
             state[ours] = whole(checkpoint, key)
-    model.to_empty(device="cpu").load_state_dict(state)
+    model.load_state_dict(state)
     check_kernels(checkpoint, model, names)
     return model.eval()
 

@@ -7,7 +7,7 @@ to check: weight norm stays unfolded, nothing is renamed. It knows both spelling
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -103,6 +103,10 @@ class RawModel:
             state.append(u.new_zeros(batch, len(gain), height, width))
             height, width = height // 2, width // 2
         return state
+
+    def bind(self, u: Tensor) -> Callable[[Sequence[Tensor]], list[Tensor]]:
+        """z -> f(z, u)."""
+        return lambda z: self.f(z, u)
 
     def f(self, z: Sequence[Tensor], u: Tensor) -> list[Tensor]:
         """One evaluation of f; the injection enters at scale 0 only."""

@@ -12,11 +12,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Container, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-import torch
 from torch import Tensor
 
 from edge_mdeq.checkpoints.reading import read_tensors
@@ -155,11 +154,14 @@ def expected_keys(config: ModelConfig, stage: str) -> dict[str, str]:
     A convolution's published name ends in ``.weight``, whether a file stores it whole or as
     ``weight_g`` and ``weight_v``; our separate ``gain`` of such a pair is left out.
     """
-    with torch.device("meta"):  # names without memory
-        model = MDEQ(config)
+    n = config.scales  # names do not depend on widths, so the narrowest model tells them
+    narrow = replace(
+        config, classes=2, channels=(config.groups,) * n, expansion=1, head_channels=(1,) * n,
+        final_channels=1,
+    )  # fmt: skip
     return {
         ours: published_name(ours, stage)
-        for ours in model.state_dict()
+        for ours in MDEQ(narrow).state_dict()
         if not ours.endswith(".gain")
     }
 

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 COMMAND = [sys.executable, "-m", "edge_mdeq.cli"]
-VERBS = ("export", "inspect", "run", "train")
+VERBS = ("export", "import", "inspect", "run", "train")
 
 
 def call(*arguments: str | Path, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:

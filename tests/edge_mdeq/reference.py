@@ -12,25 +12,17 @@ import os
 import re
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
 import pytest
 from torch import Tensor
 
-from edge_mdeq.config import ModelConfig
 from edge_mdeq.model import MDEQ
+from edge_mdeq.registry import lookup
 
-CIFAR_TINY = ModelConfig(
-    task="classification",
-    classes=10,
-    channels=(24, 24),
-    downsample_times=0,
-    head_channels=(8, 16),
-    final_channels=200,
-    post_norm_affine=False,
-    dropout=0.25,
-)
+CIFAR_TINY = lookup("cifar-tiny").model
 
 
 def shared_reference() -> Path:
@@ -68,18 +60,30 @@ def our_name(key: str) -> str:
     return key
 
 
-def load_reference(version: str) -> tuple[MDEQ, Tensor, dict[str, Any]]:
-    """CIFAR TINY with the weights of reference "v1" or "v2", its input and its values, or skip."""
-    folder = shared_reference()
-    spec = importlib.util.spec_from_file_location("reference_fill", folder / "fill.py")
+def load_fill() -> ModuleType:
+    """The reference's ``fill.py``, or skip."""
+    path = shared_reference() / "fill.py"
+    spec = importlib.util.spec_from_file_location("reference_fill", path)
     assert spec is not None
     assert spec.loader is not None
     fill = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(fill)
-    keys = json.loads((folder / f"tiny_{version}.keys.json").read_text())
+    return fill
+
+
+def reference_checkpoint(version: str) -> dict[str, Tensor]:
+    """The reference's whole state_dict, in its own keys, or skip."""
+    fill = load_fill()
+    keys = json.loads((shared_reference() / f"tiny_{version}.keys.json").read_text())
+    return {key: fill.fill(key, shape) for key, shape in keys.items()}
+
+
+def load_reference(version: str) -> tuple[MDEQ, Tensor, dict[str, Any]]:
+    """CIFAR TINY with the weights of reference "v1" or "v2", its input and its values, or skip."""
+    folder, fill = shared_reference(), load_fill()
     weights = {
-        our_name(key): fill.fill(key, shape)
-        for key, shape in keys.items()
+        our_name(key): tensor
+        for key, tensor in reference_checkpoint(version).items()
         if not key.startswith(("fullstage_copy.", "deq."))
     }
     model = MDEQ(replace(CIFAR_TINY, post_norm_affine=version == "v1")).eval()
