@@ -6,87 +6,200 @@ value and carries the gradient:
 - ``phantom``: a few tracked damped steps from z* (Geng et al., arXiv:2111.05177). Cheap, biased.
 - ``implicit``: one tracked evaluation; the backward pass solves y = y J + dL/dz for y, which is
   the exact gradient by the implicit function theorem (Bai et al., arXiv:1909.01377, theorem 1).
+
+Both may run under autocast, with gradients accumulated over several batches, on several ranks and
+with a cell that was compiled by ``compile_cell``; compile the cell, not the whole training step.
 """
 
 from __future__ import annotations
 
+import sys
+import warnings
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
-from edge_mdeq.solvers import Solver, solve
+from edge_mdeq.errors import ConfigError
+from edge_mdeq.solvers import Solution, Solver, Status, solve
 
-__all__ = ["implicit", "jacobian_penalty", "phantom"]
+__all__ = ["compile_cell", "eager", "implicit", "jacobian_penalty", "phantom", "tracked"]
 
 State = tuple[Tensor, ...]
 Map = Callable[[State], State]
 
 
 def phantom(f: Map, z: State, steps: int, tau: float = 1.0) -> State:
-    """``steps`` tracked steps z <- tau f(z) + (1 - tau) z from the equilibrium ``z``."""
+    """``steps`` tracked steps z <- tau f(z) + (1 - tau) z from the equilibrium ``z``.
+
+    Raises:
+        ConfigError: fewer than one step, which would carry no gradient.
+    """
+    if steps < 1:
+        raise ConfigError(f"a phantom gradient of {steps} steps, need at least 1")
+    torch.clear_autocast_cache()  # see ``tracked``
     for _ in range(steps):
         fz = f(z)
         z = tuple(tau * a + (1 - tau) * b for a, b in zip(fz, z, strict=True))
     return z
 
 
-def implicit(f: Map, z: State, solver: Solver, max_evaluations: int, tol: float) -> State:
+def implicit(
+    f: Map,
+    z: State,
+    solver: Solver,
+    max_evaluations: int,
+    tol: float,
+    on_backward: Callable[[Solution], None] | None = None,
+) -> State:
     """f(z*) with the exact gradient, for an equilibrium ``z`` that was found untracked.
+
+    The gradient is that of the best iterate of the backward solve, per sample, converged or not.
+    The graph of one evaluation of f is kept until the backward pass has gone through it.
 
     Args:
         f: the map, with everything that should receive a gradient bound in.
         z: the equilibrium z*, one (B, C_i, H_i, W_i) per scale.
-        solver: finds the fixed point y of y -> y J + g in the backward pass.
+        solver: finds the fixed point y of y -> y J + g in the backward pass, from y = g.
         max_evaluations: vector-Jacobian products at most.
-        tol: relative residual at which the backward solve may stop.
-    """
-    leaves = tuple(x.detach().requires_grad_() for x in z)
-    fz = f(leaves)
-    flat = torch.cat([x.flatten(1) for x in fz], dim=1)  # one tensor, so that one hook sees all
-    if not flat.requires_grad:
-        return fz
+        tol: relative residual at which the backward solve may stop. How the loss is scaled does
+            not matter: the solve runs on g divided by its largest element, per sample.
+        on_backward: is handed every backward pass's solve, for its status, residuals and count;
+            what it raises comes out of the backward pass. It runs in the thread of that pass.
+            Without it a solve that ends in NaN or infinity is a RuntimeWarning.
 
-    def backward(grad: Tensor) -> Tensor:
-        pieces = unflatten(grad, fz)
+    Raises:
+        RuntimeError: in the backward pass, if it is itself to be differentiated (create_graph).
+    """
+    if not torch.is_grad_enabled():
+        return f(z)
+    leaves, fz = tracked(f, z)
+
+    def adjoint(grads: State) -> State:
+        """The y with y = y J + grads, in at least fp32; the products run in the types of f."""
+        grads = tuple(g.to(torch.promote_types(g.dtype, torch.float32)) for g in grads)
+        scale = largest(grads)
+        unit = tuple(g / s for g, s in zip(grads, scale, strict=True))
 
         def step(y: State) -> State:
-            with torch.enable_grad():
-                vjp = torch.autograd.grad(fz, leaves, y, retain_graph=True)
-            return tuple(v + g for v, g in zip(vjp, pieces, strict=True))
+            return tuple(v + g for v, g in zip(vector_jacobian(fz, leaves, y), unit, strict=True))
 
-        solution = solve(step, pieces, solver, max_evaluations, tol, best=True)
-        return torch.cat([y.flatten(1) for y in solution.value], dim=1)
+        # Autocast, if the backward pass is within it, is for f and not for the solver.
+        with torch.autocast(unit[0].device.type, enabled=False):
+            solution = solve(step, unit, solver, max_evaluations, tol, best=True)
+        value = tuple(y * s for y, s in zip(solution.value, scale, strict=True))
+        if on_backward is not None:
+            iterate = tuple(y * s for y, s in zip(solution.iterate, scale, strict=True))
+            on_backward(replace(solution, value=value, iterate=iterate))
+        elif solution.status is Status.NON_FINITE:
+            warnings.warn(
+                "the backward solve of an implicit gradient met NaN or infinity, and so will the "
+                "parameters: either the loss's gradient has it or f's Jacobian; see on_backward",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+        return value
 
-    hook: Any = flat.register_hook  # untyped in torch
-    hook(backward)  # the products above stop at `fz`, and do not come by here again
-    return unflatten(flat, fz)
+    result: State = Adjoint.apply(adjoint, *fz)  # type: ignore[no-untyped-call]
+    return result
 
 
-def unflatten(flat: Tensor, like: State) -> State:
-    """Split (B, D) into tensors shaped like ``like``."""
-    sizes = [x[0].numel() for x in like]
-    return tuple(
-        part.view_as(x) for part, x in zip(torch.split(flat, sizes, dim=1), like, strict=True)
-    )
+class Adjoint(torch.autograd.Function):
+    """The identity, whose gradient goes through a function of all scales' gradients at once.
+
+    The products that the function needs stop at this node's inputs, and do not come by here again.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, adjoint: Callable[[State], State], *fz: Tensor) -> State:
+        ctx.adjoint = adjoint  # it refers to this node's inputs, not to its outputs: no cycle
+        return tuple(x.view_as(x) for x in fz)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        y = ctx.adjoint(grads)
+        return (None, *(a.to(g.dtype) for a, g in zip(y, grads, strict=True)))
 
 
 def jacobian_penalty(f: Map, z: State, samples: int = 1) -> Tensor:
     """Hutchinson's estimate of ||J_f(z)||_F^2 per element of the state (arXiv:2106.14342, eq. 6).
 
-    Differentiable in the parameters of ``f``; costs one evaluation and a double backward.
+    Differentiable in the parameters of ``f``; costs one evaluation and a double backward. Compiled
+    code cannot be differentiated twice, so here a compiled cell runs eagerly.
 
     Returns:
         A scalar, the mean over ``samples`` standard normal vectors of ||eps^T J||^2 / numel, where
-        numel counts the whole batch.
+        numel counts the whole batch; in at least fp32.
     """
-    leaves = tuple(x.detach().requires_grad_() for x in z)
-    fz = f(leaves)
+    with eager():
+        leaves, fz = tracked(f, z)
     numel = sum(x.numel() for x in leaves)
     total = torch.zeros((), device=z[0].device)
     for _ in range(samples):
         eps = tuple(torch.randn_like(x) for x in fz)
-        vjp = torch.autograd.grad(fz, leaves, eps, create_graph=True)
-        total = total + torch.stack([v.float().square().sum() for v in vjp]).sum()
+        for v in vector_jacobian(fz, leaves, eps, create_graph=True):
+            wide = v.to(torch.promote_types(v.dtype, torch.float32))
+            total = total + wide.square().sum()
     return total / (samples * numel)
+
+
+def compile_cell(cell: nn.Module, **options: Any) -> None:
+    """``torch.compile`` of a cell in place, such that its graph serves several products.
+
+    By default compiled code overwrites what it kept for the backward pass, once a first backward
+    pass has shown that it may, and from then on ``implicit`` fails. This turns it off, for all
+    that is compiled later in this process. A compiled product always includes the gradients of the
+    kernels, which the backward solve does not ask for: compare its time with the eager one.
+
+    Args:
+        cell: ``model.cell``; parameters and their names stay as they are.
+        options: for ``torch.compile``, such as ``mode`` or ``backend``.
+    """
+    import torch._functorch.config as functorch_config
+
+    functorch_config.donated_buffer = False
+    cell.compile(**options)
+
+
+def eager() -> AbstractContextManager[Any]:
+    """Within it compiled modules run uncompiled."""
+    if "torch._dynamo" not in sys.modules:  # nothing is compiled; importing it takes seconds
+        return nullcontext()
+    context: AbstractContextManager[Any] = torch.compiler.set_stance("force_eager")
+    return context
+
+
+def tracked(f: Map, z: State) -> tuple[State, State]:
+    """A detached copy of ``z`` that requires gradients, and f of it.
+
+    In torch 2.9 autocast hands out weights that it cast while nothing was tracked, as in the solve
+    before, and their gradients are lost without a word (pytorch#112583): it has to forget them.
+    """
+    torch.clear_autocast_cache()
+    leaves = tuple(x.detach().requires_grad_() for x in z)
+    return leaves, f(leaves)
+
+
+def vector_jacobian(fz: State, leaves: State, y: State, create_graph: bool = False) -> State:
+    """y^T J of an evaluation by ``tracked``; zero for a scale that f does not depend on."""
+    return torch.autograd.grad(
+        fz,
+        leaves,
+        tuple(v.to(x.dtype) for v, x in zip(y, fz, strict=True)),
+        retain_graph=True,
+        create_graph=create_graph,
+        materialize_grads=True,
+    )
+
+
+def largest(x: State) -> State:
+    """Each sample's largest absolute value over all scales, (B, 1, 1, 1) per scale; 1 for zero."""
+    per_scale = torch.stack([part.abs().flatten(1).amax(dim=1) for part in x])
+    top = per_scale.amax(dim=0)
+    top = torch.where(top == 0, torch.ones_like(top), top).view(-1, 1, 1, 1)
+    return tuple(top.to(part.dtype) for part in x)
