@@ -28,7 +28,6 @@ __all__ = ["Cifar10", "ImageFolder", "LabelledImages", "random_crop"]
 
 Image = NDArray[np.uint8]
 
-CIFAR_BATCH = 10_000  # images a file
 CIFAR_RECORD = 1 + 3 * 32 * 32  # bytes: label, then red, green and blue planes
 CROP_TRIES = 10
 # Photographs are kept at most this much larger than the input: more detail never reaches it.
@@ -114,13 +113,17 @@ class ImageFolder(LabelledImages):
         found = sorted(p.name for p in folder.iterdir() if p.is_dir())
         self.labels = tuple(labels) or tuple(found)
         if len(self.labels) != classes:
-            raise DataError(f"{folder} holds {len(found)} class folders, the model has {classes}")
+            raise DataError(
+                f"{folder} holds {len(found)} class folders, the model has {classes} classes; set "
+                "model.classes to what the data has"
+            )
         missing = [name for name in self.labels if name not in found]
         foreign = [name for name in found if name not in self.labels]
         if missing or foreign:
             raise DataError(
                 f"{folder} does not match the classes: without a folder: {missing or 'none'}, "
-                f"folders that are no class: {foreign or 'none'}"
+                f"folders that are no class: {foreign or 'none'}; every split needs a folder of "
+                "each class"
             )
         self.grey = grey
         self.paths: list[Path] = []
@@ -170,11 +173,14 @@ class Cifar10(LabelledImages):
         records = np.concatenate([read_cifar(folder / name) for name in names])
         meta = folder / "batches.meta.txt"
         if not meta.is_file():
-            raise DataError(f"{meta} is missing; it names the classes")
+            raise DataError(f"{meta} is missing; it names the classes, and comes with the data")
         self.labels = tuple(meta.read_text().split())
         self.targets = records[:, 0].tolist()
         if max(self.targets) >= len(self.labels):
-            raise DataError(f"{folder} holds label {max(self.targets)}, {meta} names fewer classes")
+            raise DataError(
+                f"{folder} holds label {max(self.targets)}, out of range for the "
+                f"{len(self.labels)} classes that {meta.name} names; download the data again"
+            )
         planes = records[:, 1:].reshape(-1, 3, 32, 32)
         self.images = np.ascontiguousarray(planes.transpose(0, 2, 3, 1))
 
@@ -192,7 +198,10 @@ def read_cifar(path: Path) -> NDArray[np.uint8]:
             "version is a set of pickles, which are never loaded)"
         ) from error
     if raw.size == 0 or raw.size % CIFAR_RECORD:
-        raise DataError(f"{path} has {raw.size} bytes, not a multiple of {CIFAR_RECORD}: truncated")
+        raise DataError(
+            f"{path} has {raw.size} bytes, not a multiple of {CIFAR_RECORD}: truncated, download "
+            "it again"
+        )
     return raw.reshape(-1, CIFAR_RECORD)
 
 
@@ -221,12 +230,13 @@ def random_crop(
     """A training crop (H, W, 3) of ``size``.
 
     Of random area and shape ("Going deeper with convolutions", section 6), resized; or with ``pad``
-    of the input's size out of the padded image. Images differ in size and so cannot be cropped as
+    out of the image that was fitted and padded. Images differ in size and so cannot be cropped as
     a batch.
     """
     height, width = image.shape[:2]
     if config.pad:
-        padded = np.pad(image, ((config.pad,) * 2, (config.pad,) * 2, (0, 0)))
+        whole = fit_image(image, plan_fit((height, width), size))
+        padded = np.pad(whole, ((config.pad,) * 2, (config.pad,) * 2, (0, 0)))
         top = int(rng.integers(0, padded.shape[0] - size[0] + 1))
         left = int(rng.integers(0, padded.shape[1] - size[1] + 1))
         return padded[top : top + size[0], left : left + size[1]]

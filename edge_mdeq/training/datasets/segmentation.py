@@ -19,7 +19,13 @@ from torch.utils.data import Dataset
 
 from edge_mdeq.errors import DataError, require
 from edge_mdeq.fitting import FitMode, fit_image, plan_fit, resize
-from edge_mdeq.training.datasets.images import list_images, read_image
+from edge_mdeq.training.datasets.images import (
+    decode,
+    list_images,
+    png_colour_type,
+    read_image,
+    read_whole,
+)
 
 __all__ = ["IGNORED", "SegmentationFolder", "class_frequencies"]
 
@@ -37,7 +43,8 @@ class SegmentationFolder(Dataset[tuple[Tensor, Tensor]]):
         split: "train" or "val".
         classes: valid mask values are 0 to classes - 1.
         ignore: mask values to ignore.
-        size: (height, width) to fit image and mask to, as the device does; None keeps the file's.
+        size: (height, width) to fit image and mask to, as the device does; None keeps the files',
+            which must then be one: training stacks them to batches.
         layout: "camvid" or "cityscapes".
         fit: how they meet ``size``.
         grey: whether grey images are taken for colour ones.
@@ -45,7 +52,8 @@ class SegmentationFolder(Dataset[tuple[Tensor, Tensor]]):
 
     Raises:
         DataError: a folder is missing or empty, a file unreadable, a mask missing, of another
-            size than its image, not an index mask, or with values out of range.
+            size than its image, not an index mask, or with values out of range; images of several
+            sizes where ``size`` is None.
     """
 
     def __init__(
@@ -64,10 +72,13 @@ class SegmentationFolder(Dataset[tuple[Tensor, Tensor]]):
         self.pairs = find(root, split)
         for image, mask in self.pairs:
             if not mask.is_file():
-                raise DataError(f"{image} has no mask: {mask} is missing")
+                raise DataError(
+                    f"{image} has no mask: {mask} is missing; add it, or remove the image"
+                )
         self.epoch = 0  # its augmentation is the batch's, and needs no generator here
         self.classes, self.ignore = classes, tuple(ignore)
         self.size, self.fit, self.grey = size, fit, grey
+        self.first: tuple[str, tuple[int, ...]] | None = None  # name and shape of one image
         self.items: list[Pair] | None = None
         if cache:
             self.items = [self.read(index) for index in range(len(self.pairs))]
@@ -84,7 +95,13 @@ class SegmentationFolder(Dataset[tuple[Tensor, Tensor]]):
         mask = read_mask(mask_path, image.shape[:2], self.classes, self.ignore)
         if self.size is not None:
             plan = plan_fit((image.shape[0], image.shape[1]), self.size, self.fit)
-            image, mask = fit_image(image, plan), fit_mask(mask, self.size, self.fit)
+            return fit_image(image, plan), fit_mask(mask, self.size, self.fit)
+        name, shape = self.first = self.first or (path.name, image.shape)
+        if image.shape != shape:
+            raise DataError(
+                f"{path} is {image.shape[:2]}, {name} is {shape[:2]}; training needs images of one "
+                "size, resize them and their masks"
+            )
         return image, mask
 
     def __len__(self) -> int:
@@ -131,16 +148,22 @@ def read_mask(
 ) -> NDArray[np.uint8]:
     """Decode and check the index mask (H, W) of an image of ``size``."""
     cv2 = require("cv2", "train", "reading images")
-    mask = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
-    if mask is None:
-        raise DataError(f"{path} cannot be decoded as an image")
+    raw = read_whole(path)
+    if png_colour_type(raw) == 3:
+        raise DataError(
+            f"{path} has a palette; expected an 8-bit index mask, save its indices as grey values"
+        )
+    mask = decode(path, raw, cv2.IMREAD_UNCHANGED)
     if mask.ndim != 2 or mask.dtype != np.uint8:
         raise DataError(
             f"{path} has shape {mask.shape} and type {mask.dtype}; expected an 8-bit index "
-            "mask with one channel"
+            "mask with one channel, convert it"
         )
     if mask.shape != size:
-        raise DataError(f"{path} is {mask.shape}, its image is {size}")
+        raise DataError(
+            f"{path} is {mask.shape}, its image is {size}; make both of one size (masks without "
+            "interpolation)"
+        )
     mask = np.where(np.isin(mask, [*ignore, IGNORED]), np.uint8(IGNORED), mask)
     strange = np.unique(mask[(mask >= classes) & (mask != IGNORED)])
     if strange.size:
