@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -17,6 +18,7 @@ __all__ = ["Recipe", "read_recipe"]
 SolverName = Literal["fixed_point", "anderson", "broyden"]
 
 SEGMENTATION_LAYOUTS = ("camvid", "cityscapes")
+LAYOUTS = (*SEGMENTATION_LAYOUTS, "folder", "cifar10")
 
 
 @dataclass(frozen=True)
@@ -165,8 +167,8 @@ class LossConfig:
 class AugmentConfig:
     """Random crop of ``scale`` of the area, mirrored half the time, with jittered colours.
 
-    ``pad`` above 0 takes instead a crop of the input's size out of the image padded by so many
-    pixels, as is usual for CIFAR.
+    ``pad`` above 0 takes instead a crop of the input's size out of the fitted image padded by so
+    many pixels, as is usual for CIFAR (classification only).
     """
 
     scale: tuple[float, float] = (0.35, 1.0)
@@ -214,39 +216,29 @@ class Recipe:
     def __post_init__(self) -> None:
         self.model.check_size(self.input.height, self.input.width)
         check_data(self.data, self.model)
-        if self.optim.epochs < 1 or self.optim.batch < 1:
-            raise ConfigError("recipe: optim.epochs and optim.batch must be at least 1")
-        if self.finish.epochs < 0:
-            raise ConfigError(f"recipe: finish.epochs is {self.finish.epochs}, need at least 0")
-        if self.optim.accumulate < 1 or self.optim.batch % self.optim.accumulate:
+        check_limits(self)
+        optim, jacobian, first = self.optim, self.jacobian, self.solver.evaluations[0]
+        if optim.batch % optim.accumulate:
             raise ConfigError(
-                f"recipe: optim.accumulate {self.optim.accumulate} does not divide optim.batch "
-                f"{self.optim.batch}"
+                f"recipe: optim.accumulate {optim.accumulate} does not divide optim.batch "
+                f"{optim.batch}"
             )
-        for name, (low, high) in (
-            ("solver", self.solver.evaluations),
-            ("finish", self.finish.evaluations),
-        ):
-            if not 1 <= low <= high:
-                raise ConfigError(f"recipe: {name}.evaluations {low}..{high} is not a range")
-        low, high = self.jacobian.jitter
-        if low > high or self.solver.evaluations[0] + low < 1:
+        if optim.nesterov and optim.momentum == 0:
+            raise ConfigError("recipe: optim.nesterov needs an optim.momentum above 0")
+        for name, (low, high) in {
+            "solver.evaluations": self.solver.evaluations,
+            "finish.evaluations": self.finish.evaluations,
+            "jacobian.jitter": jacobian.jitter,
+            "augment.scale": self.augment.scale,
+            "augment.ratio": self.augment.ratio,
+        }.items():
+            if low > high:
+                raise ConfigError(f"recipe: {name} {low}..{high} is not a range")
+        if first + jacobian.jitter[0] < 1:
             raise ConfigError(
-                f"recipe: jacobian.jitter {low}..{high} is not a range, or leaves fewer than one "
-                f"of solver.evaluations {self.solver.evaluations[0]}"
+                f"recipe: jacobian.jitter {jacobian.jitter[0]} leaves fewer than one of "
+                f"solver.evaluations {first}"
             )
-        positive = {  # found out here, not by a crash after hours of training
-            "solver.pretrain_evaluations": self.solver.pretrain_evaluations,
-            "gradient.steps": self.gradient.steps,
-            "jacobian.samples": self.jacobian.samples,
-            "jacobian.growth_steps": self.jacobian.growth_steps,
-            "validation.every": self.validation.every,
-            "validation.evaluations": self.validation.evaluations,
-            "validation.curve": min(self.validation.curve, default=1),
-        }
-        for name, value in positive.items():
-            if value < 1:
-                raise ConfigError(f"recipe: {name} holds {value}, must be at least 1")
 
     @property
     def epochs(self) -> int:
@@ -254,8 +246,72 @@ class Recipe:
         return self.optim.epochs + self.finish.epochs
 
 
+AT_LEAST_1 = (1.0, math.inf)
+AT_LEAST_0 = (0.0, math.inf)
+SHARE = (0.0, 1.0)
+# Smallest and largest value of a number, or of each in a list: found out here, not by a crash after
+# hours of training.
+LIMITS: dict[str, tuple[float, float]] = {
+    "data.workers": AT_LEAST_0,
+    "optim.epochs": AT_LEAST_1,
+    "optim.batch": AT_LEAST_1,
+    "optim.accumulate": AT_LEAST_1,
+    "optim.lr": AT_LEAST_0,
+    "optim.final_lr": AT_LEAST_0,
+    "optim.weight_decay": AT_LEAST_0,
+    "optim.momentum": SHARE,
+    "optim.warmup_steps": AT_LEAST_0,
+    "optim.clip_norm": AT_LEAST_0,
+    "optim.ema_decay": SHARE,
+    "solver.pretrain_steps": AT_LEAST_0,
+    "solver.pretrain_evaluations": AT_LEAST_1,
+    "solver.evaluations": AT_LEAST_1,
+    "solver.tol": AT_LEAST_0,
+    "gradient.steps": AT_LEAST_1,
+    "gradient.tau": (0.01, 1.0),
+    "gradient.tol": AT_LEAST_0,
+    "jacobian.weight": AT_LEAST_0,
+    "jacobian.frequency": SHARE,
+    "jacobian.samples": AT_LEAST_1,
+    "jacobian.pretrain_weight": AT_LEAST_0,
+    "jacobian.growth_steps": AT_LEAST_1,
+    "jacobian.stop_epoch": AT_LEAST_0,
+    "finish.epochs": AT_LEAST_0,
+    "finish.lr": AT_LEAST_0,
+    "finish.evaluations": AT_LEAST_1,
+    "finish.jacobian_frequency": SHARE,
+    "loss.lovasz": AT_LEAST_0,
+    "loss.label_smoothing": SHARE,
+    "augment.scale": (0.01, 1.0),
+    "augment.ratio": (0.01, 100.0),
+    "augment.pad": AT_LEAST_0,
+    "augment.flip": SHARE,
+    "augment.brightness": SHARE,
+    "augment.contrast": SHARE,
+    "augment.saturation": SHARE,
+    "augment.hue": (0.0, 0.5),
+    "validation.every": AT_LEAST_1,
+    "validation.evaluations": AT_LEAST_1,
+    "validation.curve": AT_LEAST_1,
+    "validation.spectral_images": AT_LEAST_0,
+}
+
+
+def check_limits(recipe: Recipe) -> None:
+    """Raise ConfigError for the first number outside ``LIMITS``, or that is none."""
+    for name, (low, high) in LIMITS.items():
+        section, key = name.split(".")
+        value = getattr(getattr(recipe, section), key)
+        for number in value if isinstance(value, tuple) else (value,):
+            if not low <= number <= high or math.isinf(number):
+                most = "" if math.isinf(high) else f" and at most {high:g}"
+                raise ConfigError(f"recipe: {name} holds {number}, must be at least {low:g}{most}")
+
+
 def check_data(data: DataConfig, model: ModelConfig) -> None:
     """Raise ConfigError where the data's layout and labels do not suit the model's task."""
+    if data.layout not in LAYOUTS:
+        raise ConfigError(f"recipe: data.layout {data.layout!r} is none of {', '.join(LAYOUTS)}")
     segmentation = data.layout in SEGMENTATION_LAYOUTS
     if segmentation != (model.task == "segmentation"):
         raise ConfigError(f"recipe: data.layout {data.layout!r} is not for {model.task}")
@@ -268,8 +324,6 @@ def check_data(data: DataConfig, model: ModelConfig) -> None:
         raise ConfigError("recipe: data.palette needs one RGB colour per class")
     if not 0 < data.centre <= 1:
         raise ConfigError(f"recipe: data.centre is {data.centre}, must be in (0, 1]")
-    if data.workers < 0:
-        raise ConfigError(f"recipe: data.workers is {data.workers}, need at least 0")
 
 
 def read_recipe(path: Path) -> Recipe:
