@@ -43,18 +43,16 @@ def train_resnet(recipe: Recipe, data: Path, out: Path, precision: str) -> dict[
     resume = (out / CHECKPOINT).exists()
     open_folder(out, resume)
     objective = Classification(recipe, data)
-    fabric = make_fabric(out, 1, precision)
+    fabric = make_fabric(1, precision)
     seed_step(recipe.seed, 0)
     network = resnet(18, recipe.model.classes).to(fabric.device)
     run = Run(fabric, network, network, recipe, objective, out)
     if resume:
         run.restore()
 
-    weights = objective.class_weights()
-
-    def losses(image: Tensor, target: Tensor, step: int) -> dict[str, Tensor]:
+    def losses(image: Tensor, target: Tensor, step: int, count: Tensor) -> dict[str, Tensor]:
         logits = run.task(normalise(image, recipe.input))
-        loss = objective.loss(logits.float(), target, weights)
+        loss = objective.loss(logits.float(), target, count)
         return {"total": loss, "loss": loss}
 
     run.go(losses, lambda: score_resnet(run.average, objective, recipe))

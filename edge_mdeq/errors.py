@@ -4,6 +4,7 @@
     ├── ConfigError          a model config, recipe or setting that makes no sense
     ├── WeightsError         a weights file that is missing, truncated or of another model
     ├── DataError            a dataset folder, image or mask that cannot be used
+    ├── TrainingError        a training run that cannot go on
     ├── ExportError          an export that could not be done
     │   └── ParityError      ... or whose graphs do not compute what the model computes
     ├── BundleError          a bundle that is missing, altered, incomplete or too new
@@ -33,6 +34,7 @@ __all__ = [
     "SessionError",
     "SinkError",
     "SourceError",
+    "TrainingError",
     "WeightsError",
     "require",
 ]
@@ -52,6 +54,10 @@ class WeightsError(EdgeMdeqError):
 
 class DataError(EdgeMdeqError):
     """A dataset folder, an image or a mask that cannot be used."""
+
+
+class TrainingError(EdgeMdeqError):
+    """A training run that cannot go on: it diverged, or its folder cannot be written to."""
 
 
 class ExportError(EdgeMdeqError):

@@ -1,7 +1,7 @@
 """Augmentation of a batch on its device, by kornia.
 
-The random numbers are drawn for the global batch on every rank, and each rank uses its share, so
-that what happens to an image does not depend on how many processes there are.
+The random numbers are drawn for all images of an optimizer step, and each micro-batch of each rank
+uses its share of them, so that what happens to an image does not depend on how they are divided.
 """
 
 from __future__ import annotations
@@ -17,17 +17,14 @@ from edge_mdeq.training.recipe import AugmentConfig
 
 __all__ = ["AugmentImages", "AugmentMasks"]
 
-PER_BATCH = ("order", "forward_input_shape")  # parameters that are not one per image
+PER_BATCH = ("order",)  # parameters that are not one per image
 
 
 class AugmentMasks(nn.Module):
     """Images (B, 3, h, w) uint8 and masks (B, h, w) uint8 to float 0..1 and int64 at ``size``."""
 
-    def __init__(
-        self, config: AugmentConfig, size: tuple[int, int], rank: int = 0, world: int = 1
-    ) -> None:
+    def __init__(self, config: AugmentConfig, size: tuple[int, int]) -> None:
         super().__init__()
-        self.rank, self.world = rank, world
         self.geometry = K.AugmentationSequential(
             K.RandomResizedCrop(size, scale=config.scale, ratio=config.ratio, p=1.0),
             K.RandomHorizontalFlip(p=config.flip),
@@ -37,34 +34,38 @@ class AugmentMasks(nn.Module):
         self.colour = colour_jitter(config)
 
     @torch.no_grad()
-    def forward(self, image: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, image: Tensor, mask: Tensor, share: int = 0, shares: int = 1
+    ) -> tuple[Tensor, Tensor]:
+        """Augment what is the ``share``-th of ``shares`` equal parts of a step's images."""
         # Shifted by one, so that a border that kornia fills with zero reads as ignored.
         labelled = ((mask.int() + 1) % (IGNORED + 1)).float().unsqueeze(1)
-        shape = global_shape(image, self.world)
-        drawn = self.geometry.forward_parameters(shape)
+        drawn = self.geometry.forward_parameters(whole_shape(image, shares))
         for item in drawn:
-            keep_share(item.data, self.rank, self.world)
+            keep_share(item.data, share, shares)
         image, labelled = self.geometry(image.float() / 255, labelled, params=drawn)
         mask = (labelled.squeeze(1).round().long() - 1) % (IGNORED + 1)
-        return jitter(self.colour, image, self.rank, self.world), mask
+        return jitter(self.colour, image, share, shares), mask
 
 
 class AugmentImages(nn.Module):
     """Images (B, 3, H, W) uint8, already cropped, to float 0..1; labels pass through."""
 
-    def __init__(self, config: AugmentConfig, rank: int = 0, world: int = 1) -> None:
+    def __init__(self, config: AugmentConfig) -> None:
         super().__init__()
-        self.rank, self.world = rank, world
         self.flip = config.flip
         self.colour = colour_jitter(config)
 
     @torch.no_grad()
-    def forward(self, image: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, image: Tensor, label: Tensor, share: int = 0, shares: int = 1
+    ) -> tuple[Tensor, Tensor]:
+        """Augment what is the ``share``-th of ``shares`` equal parts of a step's images."""
         count = image.shape[0]
-        mirrored = torch.rand(count * self.world)[self.rank * count :][:count] < self.flip
+        mirrored = torch.rand(count * shares)[share * count :][:count] < self.flip
         mirrored = mirrored.to(image.device).view(-1, 1, 1, 1)
         image = torch.where(mirrored, image.flip(3), image).float() / 255
-        return jitter(self.colour, image, self.rank, self.world), label
+        return jitter(self.colour, image, share, shares), label
 
 
 def colour_jitter(config: AugmentConfig) -> Any:
@@ -73,28 +74,35 @@ def colour_jitter(config: AugmentConfig) -> Any:
     return K.ColorJiggle(*strength, p=0.8) if any(strength) else None
 
 
-def jitter(colour: Any, image: Tensor, rank: int, world: int) -> Tensor:
-    """Apply ``colour`` with this rank's share of the parameters."""
+def jitter(colour: Any, image: Tensor, share: int, shares: int) -> Tensor:
+    """Apply ``colour`` with this share of the parameters."""
     if colour is None:
         return image
-    drawn = colour.forward_parameters(global_shape(image, world))
-    keep_share(drawn, rank, world)
+    drawn = colour.forward_parameters(whole_shape(image, shares))
+    keep_share(drawn, share, shares)
     jittered: Tensor = colour(image, params=drawn)
     return jittered
 
 
-def global_shape(image: Tensor, world: int) -> torch.Size:
-    """The shape of the batch over all ranks."""
-    return torch.Size((image.shape[0] * world, *image.shape[1:]))
+def whole_shape(image: Tensor, shares: int) -> torch.Size:
+    """The shape of all images of the step."""
+    return torch.Size((image.shape[0] * shares, *image.shape[1:]))
 
 
-def keep_share(drawn: dict[str, Any], rank: int, world: int) -> None:
-    """Cut kornia's parameters of the global batch down to those of this rank's images."""
-    if world == 1:
+def keep_share(drawn: dict[str, Any], share: int, shares: int) -> None:
+    """Cut kornia's parameters of all images down to those of one share's."""
+    if shares == 1:
         return
-    share = int(drawn["forward_input_shape"][0]) // world
+    applied = drawn["batch_prob"] > 0.5
+    count = len(applied) // shares
+    first, last = share * count, (share + 1) * count
+    before, until = int(applied[:first].sum()), int(applied[:last].sum())
     for name, value in drawn.items():
         if name == "forward_input_shape":
-            drawn[name] = torch.cat([value.new_tensor([share]), value[1:]])
-        elif name not in PER_BATCH:
-            drawn[name] = value[rank * share : (rank + 1) * share]
+            drawn[name] = torch.cat([value.new_tensor([count]), value[1:]])
+        elif name in PER_BATCH:
+            continue
+        elif len(value) == len(applied):
+            drawn[name] = value[first:last]
+        else:  # kornia below 0.9 draws only for the images that it changes
+            drawn[name] = value[before:until]

@@ -53,12 +53,14 @@ def train(
         The path of the weights.
 
     Raises:
-        DataError, ConfigError, WeightsError: see what they say.
+        DataError, ConfigError, WeightsError: bad input; nothing was trained.
+        TrainingError: the loss is NaN or infinite, or the disk full; ``out/checkpoint.pt`` is that
+            of the last epoch that went well.
     """
     open_folder(out, resume)
     objective = make_objective(recipe, data)
     recipe = replace(recipe, data=replace(recipe.data, labels=objective.labels))
-    fabric = make_fabric(out, devices, precision)
+    fabric = make_fabric(devices, precision)
     seed_step(recipe.seed, 0)
     model = MDEQ(recipe.model)
     if init is not None and not resume:
@@ -67,13 +69,11 @@ def train(
     run = Run(fabric, model, EquilibriumTask(model, recipe), recipe, objective, out)
     if resume:
         run.restore()
-    weights = objective.class_weights()
-    weights = None if weights is None else weights.to(fabric.device)
 
-    def losses(image: Tensor, target: Tensor, step: int) -> dict[str, Tensor]:
+    def losses(image: Tensor, target: Tensor, step: int, count: Tensor) -> dict[str, Tensor]:
         plan = draw_plan(recipe, step, run.epoch_steps)
         logits, penalty, residual = run.task(image, plan)
-        loss = objective.loss(logits.float(), target, weights)
+        loss = objective.loss(logits.float(), target, count)
         total = loss + plan.penalty * penalty
         return {"total": total, "loss": loss, "jacobian": penalty, "residual": residual}
 

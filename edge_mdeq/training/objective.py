@@ -6,14 +6,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-import kornia
 import numpy as np
 import torch
+import torch.distributed as dist
+import torch.distributed.nn.functional as across
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from edge_mdeq.errors import ConfigError, DataError
+from edge_mdeq.errors import DataError
 from edge_mdeq.model import MDEQ
 from edge_mdeq.training.augment import AugmentImages, AugmentMasks
 from edge_mdeq.training.datasets import (
@@ -25,9 +26,11 @@ from edge_mdeq.training.datasets import (
     class_frequencies,
 )
 from edge_mdeq.training.evaluate import evaluate, evaluate_classifier
-from edge_mdeq.training.recipe import LossConfig, Recipe
+from edge_mdeq.training.recipe import Recipe
 
 __all__ = ["Classification", "Objective", "Segmentation", "make_objective"]
+
+NO_LABEL = -100  # torch's own; 255 is a class of ImageNet's
 
 
 class Objective(Protocol):
@@ -44,14 +47,24 @@ class Objective(Protocol):
     val_set: Any
     labels: tuple[str, ...]
 
-    def augmentation(self, rank: int, world: int) -> nn.Module:
-        """A module from a batch of items to images in 0..1 and targets."""
+    def augmentation(self) -> nn.Module:
+        """A module from a batch of items, its share of a step and the number of shares to images in
+        0..1 and targets; see ``edge_mdeq.training.augment``.
+        """
 
-    def class_weights(self) -> Tensor | None:
-        """(classes,) for the cross entropy, or None."""
+    def count(self, target: Tensor) -> Tensor:
+        """What the targets of a batch weigh in the loss, ()."""
 
-    def loss(self, logits: Tensor, target: Tensor, weights: Tensor | None) -> Tensor:
-        """A scalar."""
+    def loss(self, logits: Tensor, target: Tensor, count: Tensor | None = None) -> Tensor:
+        """The mean loss, ().
+
+        Args:
+            logits: (B, classes, ...).
+            target: (B, ...).
+            count: what to divide the cross entropies' sum by; by default this batch's own. With
+                the mean over a step's micro-batches and ranks, the mean of their losses is that of
+                the whole batch.
+        """
 
     def score(self, model: MDEQ, evaluations: int) -> dict[str, float]:
         """The validation figures from a cold start, among them ``headline`` and "val_residual"."""
@@ -65,7 +78,6 @@ def make_objective(recipe: Recipe, data: Path) -> Objective:
 
     Raises:
         DataError: they cannot be used.
-        ConfigError: their images cannot be stacked to batches.
     """
     if recipe.model.task == "segmentation":
         return Segmentation(recipe, data)
@@ -83,7 +95,9 @@ class Segmentation:
         self.size = (recipe.input.height, recipe.input.width)
         self.train_set = self.open(data, "train", None)
         self.val_set = self.open(data, "val", self.size)
-        same_size(self.train_set)
+        self.weights: Tensor | None = None
+        if recipe.loss.class_weights != "none":
+            self.weights = root_weights(class_frequencies(self.train_set, recipe.model.classes))
 
     def open(self, data: Path, split: str, size: tuple[int, int] | None) -> SegmentationFolder:
         config = self.recipe.data
@@ -99,16 +113,21 @@ class Segmentation:
             config.cache,
         )
 
-    def augmentation(self, rank: int, world: int) -> nn.Module:
-        return AugmentMasks(self.recipe.augment, self.size, rank, world)
+    def augmentation(self) -> nn.Module:
+        return AugmentMasks(self.recipe.augment, self.size)
 
-    def class_weights(self) -> Tensor | None:
-        if self.recipe.loss.class_weights == "none":
-            return None
-        return root_weights(class_frequencies(self.train_set, self.recipe.model.classes))
+    def count(self, target: Tensor) -> Tensor:
+        return total_weight(target, self.weights, IGNORED)
 
-    def loss(self, logits: Tensor, target: Tensor, weights: Tensor | None) -> Tensor:
-        return segmentation_loss(logits, target, weights, self.recipe.loss)
+    def loss(self, logits: Tensor, target: Tensor, count: Tensor | None = None) -> Tensor:
+        config = self.recipe.loss
+        count = self.count(target) if count is None else count
+        loss = cross_entropy(logits, target, self.weights, config.label_smoothing, count, IGNORED)
+        if config.lovasz:
+            # Every second pixel is enough for the surrogate, and sorting is what it costs.
+            logits, target = logits[..., ::2, ::2], target[..., ::2, ::2]
+            loss = loss + config.lovasz * lovasz_softmax(over_ranks(logits), over_ranks(target))
+        return loss
 
     def score(self, model: MDEQ, evaluations: int) -> dict[str, float]:
         score = evaluate(model, self.val_set, self.recipe.input, evaluations)
@@ -133,6 +152,9 @@ class Classification:
         self.train_set = self.open(data, "train")
         self.labels = self.train_set.labels
         self.val_set = self.open(data, "val")
+        self.weights: Tensor | None = None
+        if recipe.loss.class_weights != "none":
+            self.weights = root_weights(self.train_set.frequencies())
 
     def open(self, data: Path, split: str) -> LabelledImages:
         recipe, config = self.recipe, self.recipe.data
@@ -154,17 +176,15 @@ class Classification:
             data, split, classes, labels, **common, grey=config.grey, cache=config.cache
         )
 
-    def augmentation(self, rank: int, world: int) -> nn.Module:
-        return AugmentImages(self.recipe.augment, rank, world)
+    def augmentation(self) -> nn.Module:
+        return AugmentImages(self.recipe.augment)
 
-    def class_weights(self) -> Tensor | None:
-        if self.recipe.loss.class_weights == "none":
-            return None
-        return root_weights(self.train_set.frequencies())
+    def count(self, target: Tensor) -> Tensor:
+        return total_weight(target, self.weights)
 
-    def loss(self, logits: Tensor, target: Tensor, weights: Tensor | None) -> Tensor:
-        smoothing = self.recipe.loss.label_smoothing
-        return F.cross_entropy(logits, target, weights, label_smoothing=smoothing)
+    def loss(self, logits: Tensor, target: Tensor, count: Tensor | None = None) -> Tensor:
+        count = self.count(target) if count is None else count
+        return cross_entropy(logits, target, self.weights, self.recipe.loss.label_smoothing, count)
 
     def score(self, model: MDEQ, evaluations: int) -> dict[str, float]:
         score = evaluate_classifier(model, self.val_set, self.recipe.input, evaluations)
@@ -178,32 +198,69 @@ class Classification:
         return {f"accuracy_cold_{count}": self.score(model, count)["accuracy"] for count in counts}
 
 
-def segmentation_loss(
-    logits: Tensor, target: Tensor, weights: Tensor | None, config: LossConfig
+def cross_entropy(
+    logits: Tensor,
+    target: Tensor,
+    weights: Tensor | None,
+    smoothing: float,
+    count: Tensor,
+    ignored: int = NO_LABEL,
 ) -> Tensor:
-    """Cross entropy plus Lovasz-softmax over the labelled pixels; 0 where there are none.
+    """The weighted sum over the labelled targets, divided by ``count``; 0 where ``count`` is.
+
+    Args:
+        logits: (B, classes, ...).
+        target: (B, ...) int64.
+        weights: (classes,), or None.
+        smoothing: share of the probability that goes to all classes alike.
+        count: from ``total_weight``.
+        ignored: the target of what is unlabelled.
+    """
+    weights = None if weights is None else weights.to(logits.device)
+    total = F.cross_entropy(
+        logits, target, weights, ignore_index=ignored, label_smoothing=smoothing, reduction="sum"
+    )
+    # A sum over nothing is 0, and a mean over nothing NaN, which would spoil the run.
+    return total / torch.where(count > 0, count, 1.0)
+
+
+def total_weight(target: Tensor, weights: Tensor | None, ignored: int = NO_LABEL) -> Tensor:
+    """How many targets are labelled, or the sum of their classes' weights, ()."""
+    labelled = target[target != ignored]
+    if weights is None:
+        return torch.tensor(float(labelled.numel()), device=target.device)
+    return weights.to(target.device)[labelled].sum()
+
+
+def lovasz_softmax(logits: Tensor, target: Tensor) -> Tensor:
+    """A surrogate of 1 - mean IoU over all classes (arXiv:1705.08790, algorithm 1), ().
+
+    Kornia's was wrong for more than two classes before its version 0.9, which needs Python 3.11.
 
     Args:
         logits: (B, classes, H, W).
-        target: (B, H, W) int64, ``IGNORED`` where unlabelled.
-        weights: (classes,) for the cross entropy, or None.
-        config: how much of each.
+        target: (B, H, W) int64; pixels that are ``IGNORED`` do not count.
     """
-    if bool((target == IGNORED).all()):  # a mean over nothing is NaN, and would spoil the run
+    labelled = target != IGNORED
+    if not bool(labelled.any()):
         return logits.sum() * 0.0
-    smoothing = config.label_smoothing
-    loss = F.cross_entropy(logits, target, weights, ignore_index=IGNORED, label_smoothing=smoothing)
-    if config.lovasz:
-        # Every second pixel is enough for the surrogate, and sorting is what it costs.
-        logits, target = logits[..., ::2, ::2], target[..., ::2, ::2]
-        labelled = target != IGNORED
-        if bool(labelled.any()):
-            flat = logits.permute(1, 0, 2, 3)[:, labelled]  # (classes, N)
-            surrogate = kornia.losses.lovasz_softmax_loss(
-                flat[None, :, None], target[labelled][None, None]
-            )
-            loss = loss + config.lovasz * surrogate
-    return loss
+    classes = logits.shape[1]
+    probability = logits.permute(0, 2, 3, 1)[labelled].softmax(dim=1)  # (N, classes)
+    truth = F.one_hot(target[labelled], classes).to(probability.dtype)
+    errors, order = (truth - probability).abs().sort(dim=0, descending=True)
+    truth = truth.gather(0, order)
+    outside = truth.sum(dim=0) - truth.cumsum(dim=0)  # of the class, beyond the first k errors
+    union = truth.sum(dim=0) + (1 - truth).cumsum(dim=0)
+    jaccard = 1 - outside / union  # loss of mistaking the pixels with the k largest errors
+    steps = jaccard.diff(dim=0, prepend=torch.zeros_like(jaccard[:1]))
+    return (errors * steps).sum(dim=0).mean()
+
+
+def over_ranks(x: Tensor) -> Tensor:
+    """``x`` (B, ...) of all ranks, one after the other; gradients find their way back."""
+    if not dist.is_initialized():
+        return x
+    return torch.cat(across.all_gather(x))
 
 
 def root_weights(frequency: NDArray[np.float64]) -> Tensor:
@@ -211,16 +268,3 @@ def root_weights(frequency: NDArray[np.float64]) -> Tensor:
     weights = 1 / np.sqrt(frequency)
     weights /= (weights * frequency).sum()
     return torch.tensor(weights, dtype=torch.float32)
-
-
-def same_size(data: SegmentationFolder) -> None:
-    """Raise ConfigError unless all images have one size: they are stacked to batches."""
-    if data.items is None:
-        return  # found out when the first batch is stacked
-    first = data.items[0][0].shape
-    for path, (image, _) in zip(data.paths, data.items, strict=True):
-        if image.shape != first:
-            raise ConfigError(
-                f"{path} is {image.shape[:2]}, {data.paths[0].name} is {first[:2]}; training "
-                "needs images of one size"
-            )

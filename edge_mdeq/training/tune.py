@@ -198,18 +198,16 @@ def tune(
     model, card = load_weights(weights)
     open_folder(out, resume)
     objective = make_objective(recipe, data)
-    fabric = make_fabric(out, devices, precision)
+    fabric = make_fabric(devices, precision)
     teacher = model.freeze().to(fabric.device)
     model = model.to(fabric.device)
     task = TuneTask(model, teacher, recipe, settings)
     run = Run(fabric, model, task, recipe, objective, out)
     if resume:
         run.restore()
-    class_weights = objective.class_weights()
-    class_weights = None if class_weights is None else class_weights.to(fabric.device)
     move = K.RandomAffine(**MOVED, padding_mode="border", p=1.0)
 
-    def losses(image: Tensor, target: Tensor, step: int) -> dict[str, Tensor]:
+    def losses(image: Tensor, target: Tensor, step: int, count: Tensor) -> dict[str, Tensor]:
         drawn = draw(settings, recipe.seed, step)
         found = run.task(image, move(image), drawn)
         figures = {}
@@ -218,7 +216,7 @@ def tune(
             loss = divergence(logits, found["target"])
             if logits.ndim == 4:
                 logits = upsample(logits, image.shape[2:])
-            labelled = objective.loss(logits, target, class_weights)
+            labelled = objective.loss(logits, target, count)
             figures[name] = weight * (loss + settings.label * labelled)
         total = torch.stack(list(figures.values())).sum()
         total = total + settings.agree * found["agree"] + drawn.penalty * found["penalty"]
