@@ -7,9 +7,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-__all__ = ["training_bar"]
+__all__ = ["first_rank", "training_bar"]
 
 HEADLINES = ("miou", "accuracy")  # what a validation calls the figure that matters
+
+
+def first_rank() -> bool:
+    """Whether this process speaks for all, if torchrun or Fabric started several."""
+    return os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0")) == "0"
 
 
 @contextmanager
@@ -38,8 +43,7 @@ def training_bar(*extra: str) -> Iterator[Callable[[int, int, dict[str, float]],
         *(TextColumn(f"{name} {{task.fields[{name}]:.3f}}") for name in names),
     )
     shown: dict[str, Any] = {"epoch": 0.0, **dict.fromkeys(names, float("nan"))}
-    hidden = os.environ.get("RANK", "0") != "0"
-    with Progress(*columns, console=Console(stderr=True), disable=hidden) as bar:
+    with Progress(*columns, console=Console(stderr=True), disable=not first_rank()) as bar:
         task = bar.add_task("train", total=None, **shown)
 
         def progress(done: int, total: int, figures: dict[str, float]) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import typer
 
 from edge_mdeq.cli.console import next_step
-from edge_mdeq.cli.progress import training_bar
+from edge_mdeq.cli.progress import first_rank, training_bar
 from edge_mdeq.errors import require
 
 __all__ = ["train"]
@@ -39,5 +39,6 @@ def train(
         settings = replace(settings, seed=seed)
     with training_bar("residual") as progress:
         weights = train_by_recipe(settings, data, out, resume, devices, precision, progress, init)
-    typer.echo(f"wrote {weights}")
-    next_step("edge-mdeq", "export", str(weights), "-o", f"{settings.provenance.name}.mdeq")
+    if first_rank():
+        typer.echo(f"wrote {weights}")
+        next_step("edge-mdeq", "export", str(weights), "-o", f"{settings.provenance.name}.mdeq")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from edge_mdeq.cli.console import fail, next_step
-from edge_mdeq.cli.progress import training_bar
+from edge_mdeq.cli.progress import first_rank, training_bar
 from edge_mdeq.errors import require
 
 if TYPE_CHECKING:
@@ -30,7 +30,9 @@ def tune(
         0, min=0, help="Evaluations that should suffice from a warm start; 0: half as many."
     ),
     recipe: Path = typer.Option(
-        None, help="Data, augmentation, loss and optimizer from a recipe; else the four below."
+        None,
+        help="Data, augmentation, loss and optimizer from a recipe, instead of --layout and "
+        "--ignore; --epochs, --lr, --batch and --seed still go before it.",
     ),
     layout: str = typer.Option(
         None, help="camvid, cityscapes, folder or cifar10; by the task if not given."
@@ -50,6 +52,7 @@ def tune(
     """Fine-tune weights so that few iterations suffice; their converged answer teaches them."""
     for module in ("torch", "lightning_fabric"):
         require(module, "train", "tuning")
+    require("matplotlib", "export", "plotting what tuning changed")
     from edge_mdeq.training.tune import TuneSettings, choose_recipe
     from edge_mdeq.training.tune import tune as tune_weights
 
@@ -59,6 +62,8 @@ def tune(
         report = tune_weights(
             weights, data, out, settings, chosen, resume, devices, precision, progress
         )
+    if not first_rank():
+        return
     print_report(report)
     typer.echo(f"wrote {out}/weights.safetensors, tune.json and tune.svg (the curve)")
     if report.drop > max_metric_drop:

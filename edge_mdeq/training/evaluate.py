@@ -71,7 +71,7 @@ def evaluate(
     """
     frozen = model.freeze()
     device = next(frozen.parameters()).device
-    confusion = MulticlassConfusionMatrix(model.config.classes, ignore_index=IGNORED).to(device)
+    confusion = confusion_matrix(model.config.classes, IGNORED).to(device)
     residuals, state = [], None
     for image, mask in (data[i] for i in range(len(data))):
         x = normalise(image[None].to(device).float() / 255, config)
@@ -144,13 +144,18 @@ def accuracy(
         answers: logits (B, classes) and targets (B,), batch by batch.
         classes: how many there are.
     """
-    confusion = MulticlassConfusionMatrix(classes)
+    confusion = confusion_matrix(classes)
     for logits, target in answers:
         confusion.update(logits.argmax(dim=1).cpu(), target.cpu())
     matrix = confusion.compute().numpy().astype(np.float64)
     hit, total = np.diag(matrix), matrix.sum(axis=1)
     per_class = np.where(total > 0, hit / np.maximum(total, 1), np.nan)
     return float(hit.sum() / total.sum()), per_class
+
+
+def confusion_matrix(classes: int, ignored: int | None = None) -> MulticlassConfusionMatrix:
+    """Torchmetrics' own, without its sums over ranks: each scores all of the data."""
+    return MulticlassConfusionMatrix(classes, ignore_index=ignored, sync_on_compute=False)
 
 
 def mean_iou(confusion: NDArray[np.integer]) -> tuple[NDArray[np.float64], float]:

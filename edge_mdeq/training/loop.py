@@ -13,6 +13,7 @@ from edge_mdeq.files import write_atomic
 from edge_mdeq.model import MDEQ
 from edge_mdeq.training.equilibrium import EquilibriumTask
 from edge_mdeq.training.evaluate import spectral_radii
+from edge_mdeq.training.log import writing
 from edge_mdeq.training.objective import Objective, make_objective
 from edge_mdeq.training.recipe import Recipe
 from edge_mdeq.training.run import Progress, Run, make_fabric, open_folder, seed_step
@@ -78,9 +79,11 @@ def train(
         return {"total": total, "loss": loss, "jacobian": penalty, "residual": residual}
 
     run.go(losses, lambda: validate(run.average, objective, recipe), progress)
+    # All ranks score, though one writes: waiting for so long, they would give up.
+    metrics = objective.curve(run.average, recipe.validation.curve)
     path = out / "weights.safetensors"
     if fabric.global_rank == 0:
-        finish(run.average, recipe, objective, path)
+        write(run.average, recipe, metrics, path)
     fabric.barrier()
     return path
 
@@ -95,9 +98,8 @@ def validate(model: MDEQ, objective: Objective, recipe: Recipe) -> dict[str, flo
     return figures
 
 
-def finish(model: MDEQ, recipe: Recipe, objective: Objective, path: Path) -> None:
-    """Score the final weights at every count and write them with their card."""
-    metrics = objective.curve(model, recipe.validation.curve)
+def write(model: MDEQ, recipe: Recipe, metrics: dict[str, float], path: Path) -> None:
+    """The final weights with their card, and the unrounded metrics beside them."""
     card = ModelCard(
         model=recipe.model,
         input=recipe.input,
@@ -107,4 +109,5 @@ def finish(model: MDEQ, recipe: Recipe, objective: Objective, path: Path) -> Non
         metrics={name: round(value, 4) for name, value in metrics.items()},
     )
     save_weights(model, card, path)
-    write_atomic(path.with_name("metrics.json"), json.dumps(metrics, indent=2).encode())
+    with writing(path.parent):
+        write_atomic(path.with_name("metrics.json"), json.dumps(metrics, indent=2).encode())

@@ -9,7 +9,6 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 import torch.distributed as dist
-import torch.distributed.nn.functional as across
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
@@ -257,10 +256,18 @@ def lovasz_softmax(logits: Tensor, target: Tensor) -> Tensor:
 
 
 def over_ranks(x: Tensor) -> Tensor:
-    """``x`` (B, ...) of all ranks, one after the other; gradients find their way back."""
+    """``x`` (B, ...) of all ranks, one after the other.
+
+    Gradients reach this rank's own part only, as many times as there are ranks: averaged over the
+    ranks, as they are afterwards, the parameters' gradients are those of one process.
+    """
     if not dist.is_initialized():
         return x
-    return torch.cat(across.all_gather(x))
+    world, rank = dist.get_world_size(), dist.get_rank()
+    parts = [torch.empty_like(x) for _ in range(world)]
+    dist.all_gather(parts, x.detach().contiguous())
+    parts[rank] = x + (world - 1) * (x - x.detach())
+    return torch.cat(parts)
 
 
 def root_weights(frequency: NDArray[np.float64]) -> Tensor:

@@ -254,6 +254,8 @@ def open_folder(out: Path, resume: bool) -> None:
         )
     try:
         out.mkdir(parents=True, exist_ok=True)
+        for half in out.glob(f".{CHECKPOINT}.*"):  # what a run that was killed was writing
+            half.unlink(missing_ok=True)
     except OSError as error:
         raise ConfigError(f"cannot make the folder {out}: {error.strerror}") from error
 

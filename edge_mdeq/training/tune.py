@@ -29,11 +29,12 @@ from torch import Tensor, nn
 
 from edge_mdeq.config import ModelCard, read_card
 from edge_mdeq.errors import ConfigError
-from edge_mdeq.files import write_atomic
+from edge_mdeq.files import replacing, write_atomic
 from edge_mdeq.gradients import jacobian_penalty, phantom
 from edge_mdeq.model import MDEQ, State
 from edge_mdeq.solvers import FixedPoint, solve
 from edge_mdeq.training.equilibrium import normalise, upsample
+from edge_mdeq.training.log import writing
 from edge_mdeq.training.objective import Objective, make_objective
 from edge_mdeq.training.recipe import (
     AugmentConfig,
@@ -49,6 +50,7 @@ from edge_mdeq.weights import load_weights, resolve_weights, save_weights
 
 __all__ = ["TuneReport", "TuneSettings", "choose_recipe", "tune"]
 
+WEIGHTS = "weights.safetensors"
 DEFAULT_OPTIM = OptimConfig(epochs=8, batch=8, lr=5e-4, warmup_steps=30, ema_decay=0.99)
 MOVED = {"degrees": 1.5, "translate": (0.04, 0.04), "scale": (0.94, 1.06)}  # frame to frame
 
@@ -158,10 +160,13 @@ def default_recipe(card: ModelCard, layout: str | None, ignore: Sequence[int]) -
     data = DataConfig(
         layout=layout or ("camvid" if segmentation else "folder"),  # type: ignore[arg-type]
         labels=card.labels,
-        palette=card.palette,
         ignore=tuple(ignore),
     )
-    if segmentation:
+    if segmentation:  # the card's names and colours are kept, and these not seen, if it has any
+        names = tuple(f"class {k}" for k in range(card.model.classes))
+        data = replace(
+            data, labels=card.labels or names, palette=card.palette or ((0, 0, 0),) * len(names)
+        )
         return Recipe(card.model, card.input, data, DEFAULT_OPTIM)
     augment = AugmentConfig(scale=(0.4, 1.0), ratio=(0.6, 1.2))
     loss = LossConfig(class_weights="none", lovasz=0.0)
@@ -196,6 +201,8 @@ def tune(
         WeightsError, DataError, ConfigError: bad input; the given weights stay as they are.
     """
     model, card = load_weights(weights)
+    if resolve_weights(weights)[0].resolve() == (out / WEIGHTS).resolve():
+        raise ConfigError(f"{out} holds the weights to tune; choose another folder for the tuned")
     open_folder(out, resume)
     objective = make_objective(recipe, data)
     fabric = make_fabric(devices, precision)
@@ -338,16 +345,18 @@ def write(out: Path, model: MDEQ, card: ModelCard, report: TuneReport) -> None:
         f"{report.warm} from a warm start.".strip(),
     )
     card = replace(card, metrics=metrics, provenance=provenance)
-    save_weights(model, card, out / "weights.safetensors")
-    write_atomic(out / "tune.json", json.dumps(asdict(report), indent=2).encode())
-    plot(report, out / "tune.svg")
+    save_weights(model, card, out / WEIGHTS)
+    with writing(out):
+        write_atomic(out / "tune.json", json.dumps(asdict(report), indent=2).encode())
+        plot(report, out / "tune.svg")
 
 
 def plot(report: TuneReport, path: Path) -> None:
     """Before and after over the number of evaluations."""
-    import matplotlib.pyplot as plt
+    from matplotlib.figure import Figure
 
-    figure, axes = plt.subplots(figsize=(7, 3.4), layout="constrained")
+    figure = Figure(figsize=(7, 3.4), layout="constrained")
+    axes = figure.subplots()
     for start, marker in (("cold", "o"), ("warm", "s")):
         for name, values, colour in (
             ("before", report.before, "#999999"),
@@ -373,5 +382,5 @@ def plot(report: TuneReport, path: Path) -> None:
     axes.set_ylabel(report.metric)
     axes.grid(alpha=0.3)
     axes.legend(loc="lower right")
-    figure.savefig(path, metadata={"Date": None})
-    plt.close(figure)
+    with replacing(path) as temporary:
+        figure.savefig(temporary, format="svg", metadata={"Date": None})
