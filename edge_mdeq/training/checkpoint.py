@@ -20,11 +20,13 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
         WeightsError: the disk is full or the folder not writable; the previous one survives.
     """
     try:
-        with replacing(path) as temporary:
-            torch.save(state, temporary)
+        with replacing(path) as temporary, temporary.open("wb") as file:
+            torch.save(state, file)
     except (OSError, RuntimeError) as error:
+        cause = error.__context__ or error  # torch hides the system's reason behind its own
         raise WeightsError(
-            f"cannot write the checkpoint {path} ({error}); the previous one, if any, is intact"
+            f"cannot write the checkpoint {path} ({cause}); the previous one, if any, is intact: "
+            "make room and go on with --resume"
         ) from error
 
 
