@@ -1,0 +1,47 @@
+"""Datasets for the tests of training, and one thread for torch."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+sys.path.insert(0, str(Path(__file__).parent))  # for what several files here share
+
+from tiny_training import write_camvid, write_cifar, write_cityscapes, write_folder
+
+
+@pytest.fixture(scope="package", autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Tiny tensors are no work for two threads, and sums must come out as in other processes."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def camvid(tmp_path: Path) -> Path:
+    """A dataset in CamVid's layout, for a test to spoil."""
+    return write_camvid(tmp_path / "camvid")
+
+
+@pytest.fixture
+def cityscapes(tmp_path: Path) -> Path:
+    """A dataset in the layout of Cityscapes, for a test to spoil."""
+    return write_cityscapes(tmp_path / "cityscapes")
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A folder per class, for a test to spoil."""
+    return write_folder(tmp_path / "folder")
+
+
+@pytest.fixture
+def cifar(tmp_path: Path) -> Path:
+    """CIFAR-10's binary version, for a test to spoil."""
+    return write_cifar(tmp_path / "cifar")
