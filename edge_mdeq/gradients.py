@@ -22,10 +22,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 from edge_mdeq.errors import ConfigError
 from edge_mdeq.solvers import Solution, Solver, Status, solve
+from edge_mdeq.solvers.residual import inner
 
 __all__ = ["compile_cell", "eager", "implicit", "jacobian_penalty", "phantom", "tracked"]
 
@@ -58,22 +58,23 @@ def implicit(
 ) -> State:
     """f(z*) with the exact gradient, for an equilibrium ``z`` that was found untracked.
 
-    The gradient is that of the best iterate of the backward solve, per sample, converged or not.
-    The graph of one evaluation of f is kept until the backward pass has gone through it.
+    The gradient is that of the best iterate of the backward solve, per sample, converged or not:
+    the one with the lowest ||y J + g - y||, which keeps a solve that diverges from making the
+    gradient huge. The graph of one evaluation of f is kept until the backward pass is through.
 
     Args:
         f: the map, with everything that should receive a gradient bound in.
         z: the equilibrium z*, one (B, C_i, H_i, W_i) per scale.
         solver: finds the fixed point y of y -> y J + g in the backward pass, from y = g.
         max_evaluations: vector-Jacobian products at most.
-        tol: relative residual at which the backward solve may stop. How the loss is scaled does
-            not matter: the solve runs on g divided by its largest element, per sample.
+        tol: a sample's backward solve stops at ||y J + g - y|| <= tol ||g||; 0 runs all of it.
         on_backward: is handed every backward pass's solve, for its status, residuals and count;
             what it raises comes out of the backward pass. It runs in the thread of that pass.
             Without it a solve that ends in NaN or infinity is a RuntimeWarning.
 
     Raises:
-        RuntimeError: in the backward pass, if it is itself to be differentiated (create_graph).
+        ConfigError: in a backward pass with create_graph: y is found untracked, and a derivative of
+            the gradient would lack y's without a word.
     """
     if not torch.is_grad_enabled():
         return f(z)
@@ -82,19 +83,23 @@ def implicit(
     def adjoint(grads: State) -> State:
         """The y with y = y J + grads, in at least fp32; the products run in the types of f."""
         grads = tuple(g.to(torch.promote_types(g.dtype, torch.float32)) for g in grads)
-        scale = largest(grads)
-        unit = tuple(g / s for g, s in zip(grads, scale, strict=True))
+        size = length(grads)
+        unit = divided(grads, size)  # ||g|| = 1: its absolute residual is relative to g
 
         def step(y: State) -> State:
             return tuple(v + g for v, g in zip(vector_jacobian(fz, leaves, y), unit, strict=True))
 
         # Autocast, if the backward pass is within it, is for f and not for the solver.
         with torch.autocast(unit[0].device.type, enabled=False):
-            solution = solve(step, unit, solver, max_evaluations, tol, best=True)
-        value = tuple(y * s for y, s in zip(solution.value, scale, strict=True))
+            solution = solve(step, unit, solver, max_evaluations, tol, best=True, stop_mode="abs")
+        solution = replace(
+            solution,
+            value=scaled(solution.value, size),
+            iterate=scaled(solution.iterate, size),
+            absolute=solution.absolute * size,
+        )
         if on_backward is not None:
-            iterate = tuple(y * s for y, s in zip(solution.iterate, scale, strict=True))
-            on_backward(replace(solution, value=value, iterate=iterate))
+            on_backward(solution)
         elif solution.status is Status.NON_FINITE:
             warnings.warn(
                 "the backward solve of an implicit gradient met NaN or infinity, and so will the "
@@ -102,7 +107,7 @@ def implicit(
                 RuntimeWarning,
                 stacklevel=2,
             )
-        return value
+        return solution.value
 
     result: State = Adjoint.apply(adjoint, *fz)  # type: ignore[no-untyped-call]
     return result
@@ -120,8 +125,12 @@ class Adjoint(torch.autograd.Function):
         return tuple(x.view_as(x) for x in fz)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        if torch.is_grad_enabled():
+            raise ConfigError(
+                "an implicit gradient cannot be differentiated itself: backward without "
+                "create_graph, or use phantom"
+            )
         y = ctx.adjoint(grads)
         return (None, *(a.to(g.dtype) for a, g in zip(y, grads, strict=True)))
 
@@ -197,9 +206,25 @@ def vector_jacobian(fz: State, leaves: State, y: State, create_graph: bool = Fal
     )
 
 
-def largest(x: State) -> State:
-    """Each sample's largest absolute value over all scales, (B, 1, 1, 1) per scale; 1 for zero."""
+def length(x: State) -> Tensor:
+    """Each sample's norm over all scales, (B,); 1 for zero.
+
+    Squares of very small or large numbers would leave their type's range, as gradients of a scaled
+    loss may: the largest element comes first.
+    """
     per_scale = torch.stack([part.abs().flatten(1).amax(dim=1) for part in x])
-    top = per_scale.amax(dim=0)
-    top = torch.where(top == 0, torch.ones_like(top), top).view(-1, 1, 1, 1)
-    return tuple(top.to(part.dtype) for part in x)
+    largest = per_scale.amax(dim=0)
+    largest = torch.where(largest == 0, torch.ones_like(largest), largest)
+    unit = divided(x, largest)
+    norm = inner(unit, unit).sqrt()
+    return torch.where(norm == 0, torch.ones_like(norm), norm) * largest
+
+
+def scaled(x: State, factor: Tensor) -> State:
+    """``x`` times a ``factor`` per sample, (B,)."""
+    return tuple(part * factor.to(part.dtype).view(-1, 1, 1, 1) for part in x)
+
+
+def divided(x: State, size: Tensor) -> State:
+    """``x`` over a ``size`` per sample, (B,), whose inverse may be out of range."""
+    return tuple(part / size.to(part.dtype).view(-1, 1, 1, 1) for part in x)
