@@ -25,11 +25,13 @@ class AugmentMasks(nn.Module):
 
     def __init__(self, config: AugmentConfig, size: tuple[int, int]) -> None:
         super().__init__()
+        # Both are sampled at the same points, where slicing and resizing them apart would shift the
+        # mask by up to a pixel.
         self.geometry = K.AugmentationSequential(
-            K.RandomResizedCrop(size, scale=config.scale, ratio=config.ratio, p=1.0),
+            K.RandomResizedCrop(size, config.scale, config.ratio, p=1.0, cropping_mode="resample"),
             K.RandomHorizontalFlip(p=config.flip),
             data_keys=["input", "mask"],
-            extra_args={"mask": {"resample": "nearest", "align_corners": None}},
+            extra_args={"mask": {"resample": "nearest", "align_corners": True}},
         )
         self.colour = colour_jitter(config)
 
