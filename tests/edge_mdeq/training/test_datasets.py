@@ -349,7 +349,7 @@ def test_a_missing_dataset_is_refused(tmp_path: Path) -> None:
 
 
 def test_cityscapes_says_what_it_expects(cityscapes: Path, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="expected .* to hold leftImg8bit/train/CITY/"):
+    with pytest.raises(DataError, match=r"expected .* to hold leftImg8bit/train/CITY/"):
         load(tmp_path, layout="cityscapes")
     (tmp_path / "leftImg8bit" / "train").mkdir(parents=True)
     (tmp_path / "gtFine" / "train").mkdir(parents=True)
