@@ -84,6 +84,7 @@ def implicit(
         """The y with y = y J + grads, in at least fp32; the products run in the types of f."""
         grads = tuple(g.to(torch.promote_types(g.dtype, torch.float32)) for g in grads)
         size = length(grads)
+        size = torch.where(size == 0, torch.ones_like(size), size)
         unit = divided(grads, size)  # ||g|| = 1: its absolute residual is relative to g
 
         def step(y: State) -> State:
@@ -207,17 +208,15 @@ def vector_jacobian(fz: State, leaves: State, y: State, create_graph: bool = Fal
 
 
 def length(x: State) -> Tensor:
-    """Each sample's norm over all scales, (B,); 1 for zero.
+    """Each sample's norm over all scales, (B,).
 
     Squares of very small or large numbers would leave their type's range, as gradients of a scaled
     loss may: the largest element comes first.
     """
     per_scale = torch.stack([part.abs().flatten(1).amax(dim=1) for part in x])
     largest = per_scale.amax(dim=0)
-    largest = torch.where(largest == 0, torch.ones_like(largest), largest)
-    unit = divided(x, largest)
-    norm = inner(unit, unit).sqrt()
-    return torch.where(norm == 0, torch.ones_like(norm), norm) * largest
+    unit = divided(x, torch.where(largest == 0, torch.ones_like(largest), largest))
+    return inner(unit, unit).sqrt() * largest
 
 
 def scaled(x: State, factor: Tensor) -> State:

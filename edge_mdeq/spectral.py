@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 
 from edge_mdeq.errors import ConfigError
-from edge_mdeq.gradients import eager, tracked, vector_jacobian
-from edge_mdeq.solvers.residual import inner
+from edge_mdeq.gradients import divided, eager, length, tracked, vector_jacobian
 
 __all__ = ["SpectralRadius", "spectral_radius"]
 
@@ -22,7 +21,8 @@ class SpectralRadius:
     """What a power iteration found, per sample.
 
     Attributes:
-        value: the estimate, (B,), in at least fp32; NaN where J has NaN or infinity.
+        value: the estimate, (B,), in at least fp32; NaN where J has NaN or infinity, or ||v J|| is
+            out of range.
         change: by how much it differs from the same estimate half way, (B,). An estimate whose
             distance from 1 is not well above this decides nothing.
         growth: ||v J|| / ||v|| of each iteration, (iterations, B).
@@ -68,9 +68,8 @@ def spectral_radius(
     v = tuple(torch.randn(x.shape, generator=generator).to(x.device) for x in leaves)
     growth = []
     for _ in range(iterations):
-        v = unit(v)
-        v = vector_jacobian(fz, leaves, v)
-        growth.append(inner(v, v).sqrt())
+        v = vector_jacobian(fz, leaves, unit(v))
+        growth.append(length(v))
     rates = torch.stack(growth)
     third = iterations // 3
     value = geometric_mean(rates[-third:])
@@ -79,10 +78,11 @@ def spectral_radius(
 
 
 def unit(v: State) -> State:
-    """``v`` of length one per sample, in at least fp32; zero stays zero."""
-    norm = inner(v, v).sqrt()
-    norm = norm.clamp_min(torch.finfo(norm.dtype).tiny).view(-1, 1, 1, 1)
-    return tuple(x / norm for x in v)
+    """``v`` of length one per sample, in at least fp32; zero stays zero, infinity becomes NaN."""
+    v = tuple(x.to(torch.promote_types(x.dtype, torch.float32)) for x in v)
+    norm = length(v)
+    norm = torch.where(norm.isfinite(), norm, torch.full_like(norm, torch.nan))
+    return divided(v, torch.where(norm == 0, torch.ones_like(norm), norm))
 
 
 def geometric_mean(rates: Tensor) -> Tensor:
