@@ -167,7 +167,10 @@ class Classification:
         if config.layout == "cifar10":
             cifar = Cifar10(data, split, **common)
             if len(cifar.labels) != recipe.model.classes:
-                raise DataError(f"CIFAR-10 has 10 classes, the model {recipe.model.classes}")
+                raise DataError(
+                    f"CIFAR-10 has 10 classes, the model {recipe.model.classes}; set model.classes "
+                    "= 10"
+                )
             return cifar
         labels = self.labels if split == "val" else config.labels
         classes = recipe.model.classes

@@ -1,0 +1,204 @@
+"""Scores against an independent computation in NumPy, and their curves."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from tiny_training import CLASSIFIER, LABELS, SEGMENTER, VOID, write_image
+
+from edge_mdeq.config import InputConfig
+from edge_mdeq.model import MDEQ
+from edge_mdeq.training.datasets import IGNORED, ImageFolder, SegmentationFolder
+from edge_mdeq.training.equilibrium import normalise
+from edge_mdeq.training.evaluate import (
+    accuracy,
+    evaluate,
+    evaluate_classifier,
+    mean_iou,
+    spectral_radii,
+)
+from edge_mdeq.training.loop import validate
+from edge_mdeq.training.objective import make_objective
+
+Build = Callable[..., MDEQ]
+
+EVALUATIONS = 3
+
+
+def val_masks(data: Path) -> SegmentationFolder:
+    return SegmentationFolder(data, "val", 3, (VOID,), (32, 32))
+
+
+def iterate(
+    model: MDEQ, image: torch.Tensor, z: tuple[torch.Tensor, ...] | None, count: int
+) -> tuple[tuple[torch.Tensor, ...], float]:
+    """``count`` evaluations from ``z`` or from zero; the state and the last residual."""
+    u = model.inject(normalise(image[None] / 255, InputConfig(32, 32)))
+    f = model.bind(u)
+    z = model.zero_state(u) if z is None else z
+    last = z
+    for _ in range(count):
+        last, z = z, f(z)
+    change = sum(float((a - b).square().sum()) for a, b in zip(z, last, strict=True))
+    return z, (change / sum(float(a.square().sum()) for a in z)) ** 0.5
+
+
+def test_normalisation_is_per_channel() -> None:
+    config = InputConfig(64, 64, mean=(0.0, 0.5, 1.0), std=(1.0, 0.5, 0.25))
+    x = normalise(torch.ones(1, 3, 2, 2), config)
+    assert x[0, :, 0, 0].tolist() == [1.0, 1.0, 0.0]
+
+
+# Segmentation
+
+
+def test_mean_iou_of_a_confusion_matrix_worked_out_by_hand() -> None:
+    """Rows are the truth: class 0 has 3 hits of 5 in the union, 1 has 2 of 3, 2 has none of 1."""
+    iou, mean = mean_iou(np.array([[3, 1, 0], [0, 2, 0], [1, 0, 0]]))
+    np.testing.assert_allclose(iou, [3 / 5, 2 / 3, 0])
+    assert mean == pytest.approx((3 / 5 + 2 / 3) / 3)
+
+
+def test_a_class_that_neither_occurs_nor_is_predicted_does_not_count() -> None:
+    iou, mean = mean_iou(np.array([[2, 0, 0], [0, 0, 0], [2, 0, 4]]))
+    assert np.isnan(iou[1])
+    assert mean == pytest.approx((2 / 4 + 4 / 6) / 2)
+
+
+def count_pixels(
+    model: MDEQ, data: SegmentationFolder, warm: bool
+) -> tuple[NDArray[np.float64], float]:
+    """IoU per class and mean residual, by counting pixels in NumPy."""
+    hits, unions, residuals, z = np.zeros(3), np.zeros(3), [], None
+    with torch.no_grad():
+        for image, mask in (data[k] for k in range(len(data))):
+            z, residual = iterate(model, image, z if warm else None, EVALUATIONS)
+            residuals.append(residual)
+            logits = F.interpolate(
+                model.readout(z), size=(32, 32), mode="bilinear", align_corners=True
+            )
+            seen, truth = logits.argmax(dim=1)[0].numpy(), mask.numpy()
+            labelled = truth != IGNORED
+            for k in range(3):
+                hits[k] += ((seen == k) & (truth == k)).sum()
+                unions[k] += (((seen == k) | (truth == k)) & labelled).sum()
+    return hits / unions, float(np.mean(residuals))
+
+
+@pytest.mark.parametrize("warm", [False, True])
+def test_a_score_is_what_counting_pixels_gives(camvid: Path, build: Build, warm: bool) -> None:
+    model, data = build(SEGMENTER.model), val_masks(camvid)
+    iou, residual = count_pixels(model, data, warm)
+    score = evaluate(model, data, SEGMENTER.input, EVALUATIONS, warm=warm)
+    np.testing.assert_allclose(score.iou, iou, atol=2e-3)  # freezing rounds differently
+    assert score.miou == pytest.approx(iou.mean(), abs=2e-3)
+    assert score.residual == pytest.approx(residual, rel=1e-3)
+
+
+def test_warm_starts_follow_the_order_of_the_frames(camvid: Path, build: Build) -> None:
+    """The first frame starts cold; the second one from it, so that the order matters."""
+    for kind in ("val", "valannot"):  # the same two frames again, the other way round
+        for source, target in (("001", "002"), ("000", "003")):
+            path = camvid / kind / f"{source}.png"
+            (camvid / kind / f"{target}.png").write_bytes(path.read_bytes())
+    model, data = build(SEGMENTER.model), val_masks(camvid)
+
+    def residual(*indices: int) -> float:
+        part = val_masks(camvid)
+        part.pairs = [data.pairs[k] for k in indices]
+        assert data.items is not None
+        part.items = [data.items[k] for k in indices]
+        return evaluate(model, part, SEGMENTER.input, EVALUATIONS, warm=True).residual
+
+    cold = [residual(0), residual(1)]
+    assert residual(0, 1) != pytest.approx(np.mean(cold), rel=1e-3)  # 1 started from 0
+    assert residual(0, 1) != pytest.approx(residual(1, 0), rel=1e-4)
+    assert residual(2, 3) == residual(1, 0)
+
+
+def test_a_curve_has_a_cold_and_a_warm_value_at_each_count(camvid: Path, build: Build) -> None:
+    objective, model = make_objective(SEGMENTER, camvid), build(SEGMENTER.model)
+    curve = objective.curve(model, (1, 4))
+    assert list(curve) == ["miou_cold_1", "miou_warm_1", "miou_cold_4", "miou_warm_4"]
+    for key, value in curve.items():
+        _, start, count = key.split("_")
+        score = evaluate(model, val_masks(camvid), SEGMENTER.input, int(count), start == "warm")
+        assert value == score.miou
+
+
+def test_evaluating_leaves_the_model_as_it_was(camvid: Path, build: Build) -> None:
+    model = build(SEGMENTER.model).train()
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    evaluate(model, val_masks(camvid), SEGMENTER.input, 2)
+    assert model.training
+    assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
+
+
+# Classification
+
+
+def val_images(data: Path) -> ImageFolder:
+    return ImageFolder(data, "val", 3, LABELS, (32, 32))
+
+
+def test_accuracy_is_what_counting_images_gives(folder: Path, build: Build) -> None:
+    for k in range(4, 9):  # so that classes differ in size, and the last batch is not full
+        write_image(folder / "val" / "disc" / f"{k}.png", np.full((32, 32, 3), 25 * k, np.uint8))
+    model, data = build(CLASSIFIER.model, seed=3), val_images(folder)
+    seen, residuals = [], []
+    with torch.no_grad():
+        for index in range(len(data)):
+            z, residual = iterate(model, data[index][0], None, EVALUATIONS)
+            seen.append(int(model.readout(z).argmax()))
+            residuals.append(residual)
+    right = np.array(seen) == np.array(data.targets)
+    per_class = [right[np.array(data.targets) == k].mean() for k in range(3)]
+    score = evaluate_classifier(model, data, CLASSIFIER.input, EVALUATIONS)
+    assert 0 < right.mean() < 1  # or anything would do
+    assert score.accuracy == pytest.approx(right.mean())
+    np.testing.assert_allclose(score.per_class, per_class)
+    assert score.balanced == pytest.approx(np.mean(per_class))
+    assert score.balanced != pytest.approx(score.accuracy)
+    assert score.residual == pytest.approx(np.mean(residuals), rel=1e-3)
+
+
+def test_a_class_without_images_has_no_accuracy() -> None:
+    answers = [
+        (torch.eye(4)[[0, 1, 1]], torch.tensor([0, 1, 0])),
+        (torch.eye(4)[[3]], torch.tensor([3])),
+    ]
+    share, per_class = accuracy(iter(answers), 4)
+    assert share == pytest.approx(3 / 4)
+    np.testing.assert_allclose(per_class, [1 / 2, 1, np.nan, 1])
+
+
+def test_a_classifier_s_curve_has_a_value_at_each_count(folder: Path, build: Build) -> None:
+    objective, model = make_objective(CLASSIFIER, folder), build(CLASSIFIER.model)
+    curve = objective.curve(model, (1, 5))
+    assert list(curve) == ["accuracy_cold_1", "accuracy_cold_5"]
+    assert curve["accuracy_cold_5"] == objective.score(model, 5)["accuracy"]
+
+
+# Spectral radius
+
+
+def test_validation_measures_the_spectral_radius_where_asked(folder: Path, build: Build) -> None:
+    validation = replace(CLASSIFIER.validation, spectral_images=2)
+    recipe = replace(CLASSIFIER, validation=validation)
+    objective, model = make_objective(recipe, folder), build(CLASSIFIER.model)
+    figures = validate(model, objective, recipe)
+    images = [objective.val_set[k][0] for k in range(2)]
+    radii = spectral_radii(model, images, recipe.input)
+    assert figures["spectral_radius"] == pytest.approx(float(radii.mean()))
+    assert figures["spectral_worst"] == pytest.approx(float(radii.max()))
+    assert set(validate(model, objective, CLASSIFIER)) == set(figures) - {
+        "spectral_radius",
+        "spectral_worst",
+    }
