@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -45,3 +47,15 @@ def folder(tmp_path: Path) -> Path:
 def cifar(tmp_path: Path) -> Path:
     """CIFAR-10's binary version, for a test to spoil."""
     return write_cifar(tmp_path / "cifar")
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 400 kB; ``mount -o remount,size=...`` makes room."""
+    path = tmp_path / "disk"
+    path.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=400k", "tmpfs", str(path)]
+    if os.geteuid() != 0 or subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("mounting a file system of its own needs root")
+    yield path
+    subprocess.run(["umount", str(path)], check=True)

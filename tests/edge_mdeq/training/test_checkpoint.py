@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -65,18 +64,6 @@ except WeightsError as error:
     print(error)
 assert torch.equal(load_checkpoint(path)["w"], torch.ones(1000))
 """
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 400 kB."""
-    path = tmp_path / "disk"
-    path.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=400k", "tmpfs", str(path)]
-    if os.geteuid() != 0 or subprocess.run(mount, capture_output=True, check=False).returncode:
-        pytest.skip("mounting a file system of its own needs root")
-    yield path
-    subprocess.run(["umount", str(path)], check=True)
 
 
 def overfill(folder: Path, prefix: str = "") -> str:

@@ -335,6 +335,7 @@ def test_without_the_cache_they_are_refused_when_they_are_read(camvid: Path, spo
         [data[index] for index in range(len(data))]
 
 
+@pytest.mark.filterwarnings("ignore:.*multi-threaded:DeprecationWarning")  # torch forks
 def test_in_a_process_that_reads_ahead_too(camvid: Path) -> None:
     corrupt_image(camvid)
     data = SegmentationFolder(camvid, "train", 3, (VOID,), cache=False)

@@ -65,6 +65,7 @@ CLASSIFIER = Recipe(
         downsample_times=1,
         head_channels=(4, 8),
         final_channels=16,
+        norm_momentum=0.3,  # a run has few steps
     ),
     input=InputConfig(32, 32),
     data=DataConfig(layout="folder"),
