@@ -1,4 +1,4 @@
-"""A camera (or a video) through an equilibrium model, in forty lines.
+"""A camera (or a video) through an equilibrium model, in fifty lines.
 
 python samples/camera_demo.py camvid-nano.mdeq 0             # a USB camera, in a window
 python samples/camera_demo.py camvid-nano.mdeq drive.mp4 out.mp4
@@ -7,8 +7,10 @@ python samples/camera_demo.py camvid-nano.mdeq drive.mp4 out.mp4
 from __future__ import annotations
 
 import argparse
+import sys
 
 import edge_mdeq
+from edge_mdeq.errors import EdgeMdeqError
 from mdeq_runtime.pipeline import run
 from mdeq_runtime.results import Result
 from mdeq_runtime.sinks import open_sink
@@ -31,8 +33,11 @@ def main() -> None:
     parser.add_argument("source")
     parser.add_argument("output", nargs="?", default="display://")
     args = parser.parse_args()
-    with edge_mdeq.load(args.bundle) as model, model.session() as session:
-        source = open_source(args.source)
+    with (
+        edge_mdeq.load(args.bundle) as model,
+        model.session() as session,
+        open_source(args.source) as source,
+    ):
         palette = model.manifest.palette
         sink = open_sink(args.output, fps=source.fps, labels=model.labels, palette=palette)
         summary = run(session, source, [sink], on_result=show)
@@ -40,4 +45,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except EdgeMdeqError as error:
+        sys.exit(f"error: {error}")

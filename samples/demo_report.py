@@ -41,7 +41,7 @@ def write_report(
     """
     manifest = open_bundle(bundle).manifest
     results = [json.loads(line) for line in lines.read_text().splitlines()]
-    chosen = np.linspace(0, len(results) - 1, STRIP).astype(int).tolist()
+    chosen = np.unique(np.linspace(0, len(results) - 1, STRIP).astype(int)).tolist()
     environment = jinja2.Environment(autoescape=True)
     page = environment.from_string(PAGE).render(
         manifest=manifest,
@@ -61,7 +61,7 @@ def write_report(
         above=(summary["peak_rss_bytes"] - base_bytes) / 1e6,
         total=summary["peak_rss_bytes"] / 1e6,
     )
-    path.write_text(page)
+    path.write_text(page, encoding="utf-8")
 
 
 def frames(video: Path, indices: list[int]) -> list[str]:
