@@ -169,7 +169,7 @@ def read_mask(
     if strange.size:
         raise DataError(
             f"{path} holds labels {strange.tolist()}, out of range for {classes} classes; "
-            "list them under data.ignore in the recipe if they mean 'void'"
+            "list them under data.ignore in the recipe (tune: --ignore) if they mean void"
         )
     return np.asarray(mask)
 
