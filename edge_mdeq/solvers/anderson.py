@@ -22,7 +22,9 @@ __all__ = ["Anderson", "AndersonState"]
 
 State = tuple[Tensor, ...]
 
-RIDGE_FLOOR = 1e-30  # absolute, so that the system stays solvable at residual zero
+# Absolute, so that the system stays solvable at residual zero. A bound and not a term: the exporter
+# drops the addition of what is below 1e-8.
+RIDGE_FLOOR = 1e-30
 
 
 class AndersonState(NamedTuple):
@@ -84,7 +86,7 @@ class Anderson:
         size = len(g)
         gram = [[inner(g[max(i, j)], g[min(i, j)]) for j in range(i + 1)] for i in range(size)]
         diagonal = torch.stack([gram[i][i] for i in range(size)])
-        ridge = self.lam * diagonal.amax(dim=0) + RIDGE_FLOOR
+        ridge = (self.lam * diagonal.amax(dim=0)).clamp(min=RIDGE_FLOOR)
         # Divided by the ridge the system is I + G G^T / ridge: well scaled, even at residual zero.
         lower = [[entry / ridge for entry in row] for row in gram]
         for i in range(size):

@@ -9,7 +9,9 @@ __all__ = ["inner", "relative_residual", "residuals", "select"]
 
 State = tuple[Tensor, ...]
 
-EPSILON = 1e-9  # keeps 0/0 finite, as in the published solvers
+# Keeps 0/0 finite. The published solvers add it; a bound does the same and survives the exporter,
+# which takes what is below 1e-8 for zero and drops such an addition.
+EPSILON = 1e-9
 
 
 def inner(a: State, b: State) -> Tensor:
@@ -30,7 +32,7 @@ def residuals(z: State, fz: State) -> tuple[Tensor, Tensor]:
     """
     difference = tuple(f - x for f, x in zip(fz, z, strict=True))
     absolute = inner(difference, difference).sqrt()
-    return absolute, absolute / (inner(fz, fz).sqrt() + EPSILON)
+    return absolute, absolute / inner(fz, fz).sqrt().clamp(min=EPSILON)
 
 
 def relative_residual(z: State, fz: State) -> Tensor:

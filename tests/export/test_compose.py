@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +17,12 @@ from numpy.typing import NDArray
 
 from edge_mdeq.config import ModelCard
 from edge_mdeq.model import MDEQ
-from edge_mdeq.solvers import Anderson, FixedPoint, Solution, Solver, solve
+from edge_mdeq.solvers import Anderson, Broyden, FixedPoint, Solution, Solver, solve
 from edge_mdeq.weights import load_weights
 from mdeq_export.compose import Composer, solve_model
 from mdeq_export.exporter import write_graphs
 from mdeq_export.images import scene
-from mdeq_export.pieces import Inject, Pieces, ReadMask, trace_pieces
+from mdeq_export.pieces import Inject, Pieces, ReadMask, trace, trace_advances, trace_pieces
 
 Feeds = dict[str, NDArray[Any]]
 
@@ -30,12 +30,15 @@ SOLVERS: dict[str, Solver] = {
     "fixed point": FixedPoint(),
     "damped": FixedPoint(0.7),
     "anderson": Anderson(3),
+    "broyden": Broyden(2),
 }
 COUNTS = (1, 2, 4)
 OPERATORS = {  # what TensorRT and ONNX Runtime both have; a new one should be a decision
     "Add", "ArgMax", "Cast", "Concat", "Conv", "Div", "InstanceNormalization", "Mul", "ReduceMax",
-    "ReduceSum", "Relu", "Reshape", "Resize", "Softmax", "Sqrt", "Sub", "Transpose", "Unsqueeze",
+    "Clip", "ReduceSum", "Relu", "Reshape", "Resize", "Softmax", "Sqrt", "Sub", "Transpose",
+    "Unsqueeze",
 }  # fmt: skip
+BROYDEN_OPERATORS = {"Abs", "Greater", "Min", "Neg", "Reciprocal", "Split", "Where"}
 
 
 @dataclass
@@ -78,21 +81,41 @@ def load_graph(path: Path) -> onnx.GraphProto:
     return onnx.load(path, load_external_data=False).graph
 
 
-def unroll(weights: Path, solver: Solver, counts: tuple[int, ...], folder: Path) -> Unrolled:
+def unroll(
+    weights: Path,
+    solver: Solver,
+    counts: tuple[int, ...],
+    folder: Path,
+    traced: Pieces | None = None,
+) -> Unrolled:
+    """``traced`` saves tracing again what does not depend on the solver."""
     model, card = load_weights(weights)
-    pieces = trace_pieces(model.freeze(), card.input, solver)
+    if traced is None:
+        pieces = trace_pieces(model.freeze(), card.input, solver)
+    else:
+        shapes = card.model.state_shapes(1, card.input.height, card.input.width)
+        z, fz = (tuple(torch.zeros(shape) for shape in shapes) for _ in range(2))
+        pieces = replace(traced, advance=tuple(trace_advances(solver, z, fz)))
     graphs, weights_file = write_graphs(pieces, counts, folder, lambda message: None)
     return Unrolled(model, card, solver, pieces, graphs, weights_file)
+
+
+@pytest.fixture(scope="module")
+def traced(segmenter_weights: Path) -> Pieces:
+    """The segmenter's pieces, with the plain iteration."""
+    model, card = load_weights(segmenter_weights)
+    return trace_pieces(model.freeze(), card.input, FixedPoint())
 
 
 @pytest.fixture(scope="module", params=SOLVERS)
 def unrolled(
     request: pytest.FixtureRequest,
     segmenter_weights: Path,
+    traced: Pieces,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Unrolled:
     folder = tmp_path_factory.mktemp("unrolled")
-    return unroll(segmenter_weights, SOLVERS[request.param], (*COUNTS, 26), folder)
+    return unroll(segmenter_weights, SOLVERS[request.param], (*COUNTS, 26), folder, traced)
 
 
 @pytest.fixture(scope="module")
@@ -130,7 +153,8 @@ def test_the_graphs_are_valid_and_plain(unrolled: Unrolled) -> None:
         onnx.checker.check_model(str(path), full_check=True)
         graph = load_graph(path)
         operators = {node.op_type for node in graph.node}
-        assert operators <= OPERATORS, operators - OPERATORS
+        known = OPERATORS | (BROYDEN_OPERATORS if isinstance(unrolled.solver, Broyden) else set())
+        assert operators <= known, operators - known
         assert not any(
             attribute.type in (onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS)
             for node in graph.node
@@ -213,7 +237,8 @@ def test_a_piece_called_with_the_wrong_number_of_values_is_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    ("solver", "steps"), [(FixedPoint(), 1), (Anderson(1), 1), (Anderson(3), 3)]
+    ("solver", "steps"),
+    [(FixedPoint(), 1), (Anderson(1), 1), (Anderson(3), 3), (Broyden(1), 3), (Broyden(4), 6)],
 )
 def test_one_step_is_traced_per_history_length(
     segmenter_weights: Path,
@@ -244,3 +269,55 @@ def test_the_classifier_gives_torch_scores(classifier_weights: Path, tmp_path: P
         scores = torch.softmax(read(expected.value), dim=1).numpy()
     assert "confidence" not in found
     np.testing.assert_allclose(found["output"], scores, atol=1e-5)
+
+
+# Broyden: its history grows, then drops the oldest
+
+
+@pytest.fixture(scope="module", params=[2, 4])
+def broyden(
+    request: pytest.FixtureRequest,
+    segmenter_weights: Path,
+    traced: Pieces,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Unrolled:
+    folder = tmp_path_factory.mktemp("broyden")
+    return unroll(segmenter_weights, Broyden(request.param), (1, 2, 3, 6, 8), folder, traced)
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 6, 8])
+def test_broyden_s_graph_is_torch_s_solve_as_history_grows_and_is_dropped(
+    broyden: Unrolled, image: NDArray[np.uint8], count: int
+) -> None:
+    """Each count's state is one step of the same solve; the eighth has dropped terms of m = 4."""
+    found, expected = broyden.run(count, image), broyden.torch_solve(count, image)
+    for state, value in zip(states_of(found).values(), expected.value, strict=True):
+        np.testing.assert_allclose(state, value.numpy(), atol=1e-4, rtol=0)
+    np.testing.assert_allclose(found["residual"], expected.residual.numpy(), rtol=1e-2)
+
+
+class Positive(torch.nn.Module):
+    """In place of f: every state without negative numbers is a fixed point."""
+
+    def forward(self, u: torch.Tensor, z: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+        return tuple(torch.relu(x) for x in z)
+
+
+@pytest.mark.parametrize("value", [0.0, 1.0])
+def test_a_solver_stays_at_a_fixed_point(
+    unrolled: Unrolled, image: NDArray[np.uint8], tmp_path: Path, value: float
+) -> None:
+    """The residual is exactly zero, and with it every denominator of Anderson's and Broyden's."""
+    inputs = unrolled.pieces.cell.inputs
+    u, *z = (torch.zeros(tuple(int(d) for d in i.shape or ())) for i in inputs)
+    pieces = replace(unrolled.pieces, cell=trace(Positive(), (u, tuple(z))))
+    graphs, _ = write_graphs(pieces, (8,), tmp_path, lambda message: None)
+    still = Unrolled(unrolled.model, unrolled.card, unrolled.solver, pieces, graphs, tmp_path)
+    start = {f"state_{i}": np.full(x.shape, value, np.float32) for i, x in enumerate(z)}
+    found = still.run(8, image, start)
+    states = tuple(torch.full_like(x, value) for x in z)
+    solution = solve(lambda z: Positive()(u, z), states, unrolled.solver, 8)
+    for (name, state), expected in zip(states_of(found).items(), solution.value, strict=True):
+        np.testing.assert_allclose(state, start[name], rtol=1e-6)
+        np.testing.assert_allclose(expected.numpy(), start[name], rtol=1e-6)
+    assert found["residual"].tolist() == solution.residual.tolist() == [0.0]
