@@ -160,6 +160,44 @@ def test_group_norms_of_different_shapes_in_one_graph_do_not_share_constants(
     np.testing.assert_allclose(evaluate(graph, x), before, atol=1e-5)
 
 
+def without_gain_and_bias() -> ir.Graph:
+    """As torch exports two norms without them: ones and zeros are made, and shared."""
+    x = value("x")
+    shape = ir.val("shape", const_value=ir.tensor(np.array([8], np.int64), name="shape"))
+    made = [
+        ir.node("ConstantOfShape", [shape], {"value": ir.tensor(np.array([n], np.float32))})
+        for n in (1, 0)
+    ]
+    gain, bias = (node.outputs[0] for node in made)
+    norms, current = [], x
+    for name in ("first", "second"):
+        inputs = [current, gain, bias]
+        norms.append(ir.node("GroupNormalization", inputs, {"num_groups": GROUPS}, name=name))
+        current = norms[-1].outputs[0]
+        current.name, current.shape, current.type = f"{name}_out", x.shape, x.type
+    return ir.Graph(
+        [x], [current], nodes=[*made, *norms], initializers=[shape], opset_imports={"": OPSET}
+    )
+
+
+def test_a_group_norm_without_gain_and_bias_is_normalised_only(x: NDArray[np.float32]) -> None:
+    graph = without_gain_and_bias()
+    before = evaluate(graph, x)
+    assert run_passes(graph, [LowerGroupNorm()])
+    assert [node.op_type for node in graph] == ["Reshape", "InstanceNormalization", "Reshape"] * 2
+    np.testing.assert_allclose(evaluate(graph, x), before, atol=1e-5)
+
+
+def test_a_group_norm_whose_gain_is_computed_is_refused_by_name() -> None:
+    graph = without_gain_and_bias()
+    norm = next(node for node in graph if node.name == "second")
+    gain = norm.inputs[1]
+    assert gain is not None
+    norm.replace_input_with(1, ir.node("Exp", [gain], graph=graph).outputs[0])
+    with pytest.raises(ExportError, match=r"gain or bias of 'second' is computed"):
+        run_passes(graph, [LowerGroupNorm()])
+
+
 def test_a_group_norm_without_a_static_shape_is_refused_by_name() -> None:
     graph = make_graph(shape=("batch", 8, 6, 10))
     with pytest.raises(ExportError, match=r"LowerGroupNorm cannot run: .*'norm'"):

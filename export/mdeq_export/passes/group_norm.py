@@ -15,7 +15,11 @@ __all__ = ["LowerGroupNorm"]
 
 
 class LowerGroupNorm(GraphPass):
-    """(B, C, H, W) -> (B, G, C/G*H*W), normalise rows, back, times gain, plus bias."""
+    """(B, C, H, W) -> (B, G, C/G*H*W), normalise rows, back, times gain, plus bias.
+
+    A norm without gain and bias, whose ones and zeros torch's exporter has made by ConstantOfShape,
+    is normalised only.
+    """
 
     def requires(self, graph: ir.Graph) -> str | None:
         for node in graph:
@@ -23,6 +27,8 @@ class LowerGroupNorm(GraphPass):
                 shape = node.inputs[0].shape if node.inputs[0] is not None else None
                 if shape is None or not shape.is_static():
                     return f"the input of {node.name!r} has no static shape, but {shape}"
+                if any(known(value) is None for value in node.inputs[1:]):
+                    return f"gain or bias of {node.name!r} is computed, not constant"
         return None
 
     def call(self, graph: ir.Graph) -> bool:
@@ -58,19 +64,35 @@ def lower(graph: ir.Graph, node: ir.Node) -> None:
     flat = ir.node("Reshape", [x, rows])
     normal = ir.node("InstanceNormalization", [flat.outputs[0], ones, zeros], {"epsilon": epsilon})
     back = ir.node("Reshape", [normal.outputs[0], shape])
-    scaled = ir.node("Mul", [back.outputs[0], per_channel(graph, gain)])
-    shifted = ir.node("Add", [scaled.outputs[0], per_channel(graph, bias)])
-    new = [flat, normal, back, scaled, shifted]
-    shifted.outputs[0].shape, shifted.outputs[0].type = x.shape, x.type
-    ir.convenience.replace_nodes_and_values(graph, node, [node], new, node.outputs, shifted.outputs)
+    new, result = [flat, normal, back], back.outputs[0]
+    for operator, factor, neutral in (("Mul", gain, 1.0), ("Add", bias, 0.0)):
+        array = known(factor)
+        assert array is not None
+        if (array == neutral).all():
+            continue
+        column = array.reshape(-1, 1, 1)  # broadcasts over a map
+        new.append(ir.node(operator, [result, constant(graph, f"{factor.name}_chw", column)]))
+        result = new[-1].outputs[0]
+    result.shape, result.type = x.shape, x.type
+    ir.convenience.replace_nodes_and_values(graph, node, [node], new, node.outputs, [result])
+    for made in {id(n): n for n in (gain.producer(), bias.producer()) if n is not None}.values():
+        if not made.outputs[0].uses():
+            graph.remove(made)
 
 
-def per_channel(graph: ir.Graph, value: ir.Value) -> ir.Value:
-    """A (C,) initializer as (C, 1, 1), so that it broadcasts over a map."""
-    tensor = value.const_value
-    assert tensor is not None, f"{value.name} is not a constant"
-    array = tensor.numpy()
-    return constant(graph, f"{value.name}_chw", array.reshape(-1, 1, 1))
+def known(value: ir.Value | None) -> np.ndarray | None:
+    """The numbers of an initializer, or of what ConstantOfShape makes; None for anything else."""
+    if value is None:
+        return None
+    if value.const_value is not None:
+        return value.const_value.numpy()
+    node = value.producer()
+    if node is None or node.op_type != "ConstantOfShape" or node.inputs[0] is None:
+        return None
+    shape, fill = node.inputs[0].const_value, node.attributes.get_tensor("value")
+    if shape is None or fill is None:
+        return None
+    return np.full(shape.numpy(), fill.numpy().item(), fill.numpy().dtype)
 
 
 def constant(graph: ir.Graph, name: str, array: np.ndarray) -> ir.Value:
