@@ -254,7 +254,7 @@ def show(rows: dict[str, Row], args: argparse.Namespace, console: Console) -> No
     table = Table(
         title=f"One training step, batch {args.batch}, {args.size} x {args.size}, fp32; MB = 1e6 B"
     )
-    table.add_column("network")
+    table.add_column("network", no_wrap=True)
     for heading in (
         *("params M", f"kept, {first} it.", f"kept, {last} it.", "kernels", f"of {REFERENCE}"),
         *("with kernels", "peak", "at least"),
@@ -287,24 +287,26 @@ def show(rows: dict[str, Row], args: argparse.Namespace, console: Console) -> No
             continue
         change = abs(row.kept[last].all / row.kept[first].all - 1)
         console.print(f"{row.name}: {first} to {last} iterations change it by {change:.2%}")
-        for counted in ("activations", "all"):
-            shares = {
-                peer.name: getattr(row.kept[first], counted) / peer.kept[first].all
-                for peer in peers
-            }
+        for what, size_of in (
+            ("activations", lambda row: row.kept[first].activations),
+            ("with kernels", lambda row: row.kept[first].all),
+            ("peak", lambda row: row.peak_bytes),
+        ):
+            if not size_of(row):
+                continue  # peaks were not measured
+            shares = {peer.name: size_of(row) / size_of(peer) for peer in peers}
             verdicts = [
                 f"{share:.0%} of {name}'s ({'yes' if share <= CLAIM else 'NO'})"
                 for name, share in shares.items()
             ]
-            what = "activations" if counted == "activations" else "with kernels"
             console.print(f"  60% less? {what}: {', '.join(verdicts)}")
 
 
-def plot(path: Path, rows: dict[str, Row], first: int) -> None:
+def plot(path: Path, rows: dict[str, Row], args: argparse.Namespace) -> None:
     """What is kept as bars, the peak above the weights as a mark."""
     import matplotlib.pyplot as plt
 
-    names = list(rows)
+    names, first = list(rows), min(args.iterations)
     activations = [row.kept[first].activations / 1e6 for row in rows.values()]
     kernels = [row.kept[first].kernels / 1e6 for row in rows.values()]
     figure, axes = plt.subplots(figsize=(7, 3.2), layout="constrained")
@@ -314,10 +316,12 @@ def plot(path: Path, rows: dict[str, Row], first: int) -> None:
     if all(peaks):
         axes.plot(peaks, names, "|", color="black", markersize=14, label="peak of the step")
     claim = CLAIM * rows[REFERENCE].kept[first].all / 1e6
-    axes.axvline(claim, color="#d55e00", linestyle="--", label=f"60% less than {REFERENCE}")
+    axes.axvline(
+        claim, color="#d55e00", linestyle="--", label=f"{CLAIM:.0%} of what {REFERENCE} keeps"
+    )
     axes.invert_yaxis()
-    axes.set_xlabel("MB, one training step of 8 images")
-    axes.legend(loc="lower right", fontsize="small")
+    axes.set_xlabel(f"MB, one training step of {args.batch} images, {args.size} x {args.size}")
+    figure.legend(loc="outside upper center", ncols=2, fontsize="small", frameon=False)
     axes.grid(axis="x", alpha=0.3)
     path.parent.mkdir(parents=True, exist_ok=True)
     plt.rcParams["svg.hashsalt"] = "training_memory"  # the same numbers give the same file
@@ -343,7 +347,7 @@ def main() -> None:
     if args.child:
         child(args.child, args)
         return
-    console = Console(width=max(110, Console().width), highlight=False)
+    console = Console(width=max(120, Console().width), highlight=False)
     rows: dict[str, Row] = {}
     for name in dict.fromkeys([REFERENCE, *args.networks]):
         console.print(f"measuring {name}")
@@ -358,7 +362,7 @@ def main() -> None:
         numbers = {"settings": settings, "rows": [asdict(row) for row in rows.values()]}
         args.json.write_text(json.dumps(numbers, indent=2) + "\n")
     if args.plot:
-        plot(args.plot, rows, min(args.iterations))
+        plot(args.plot, rows, args)
 
 
 if __name__ == "__main__":
