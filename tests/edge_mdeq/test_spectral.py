@@ -87,12 +87,12 @@ def test_a_map_that_ignores_the_state_has_radius_zero() -> None:
 
 
 def test_samples_do_not_influence_each_other() -> None:
-    """Huge ones, whose squares are infinite, and those with NaN, infinity or an infinite product,
-    which are never taken for small ones."""
+    """Huge ones, whose squares are infinite, and those with NaN, infinity or a product of infinite
+    elements or infinite length, which are never taken for small ones."""
     plain, huge = similar(with_eigenvalues(0.9)), similar(with_eigenvalues(1e200))
-    broken = [plain.clone() for _ in range(3)]
-    broken[0][3, 4], broken[1][3, 4], broken[2][:] = math.nan, math.inf, 1e308
-    found = spectral_radius(linear_per_sample(plain, huge, *broken), zeros(5))
+    broken = [plain.clone() for _ in range(4)]
+    broken[0][3, 4], broken[1][3, 4], broken[2][:], broken[3][:] = math.nan, math.inf, 1e308, 3e307
+    found = spectral_radius(linear_per_sample(plain, huge, *broken), zeros(6))
     alone = spectral_radius(linear_per_sample(plain), zeros(1))
     torch.testing.assert_close(found.value[0], alone.value[0], rtol=1e-9, atol=0)
     assert float(found.value[1]) == pytest.approx(1e200, rel=1e-9)
