@@ -177,19 +177,19 @@ def test_the_plot_is_a_picture_of_the_curves(
     assert "<dc:date>" not in (out / "tune.svg").read_text()
 
 
-def test_the_answers_come_closer_to_the_converged_ones(classifier: Trained, tmp_path: Path) -> None:
-    """With one evaluation the untuned weights hardly answer; tuned, they answer as converged."""
-    weights, data = classifier
-    recipe = recipe_for(weights, epochs=8, lr=5e-3)
+def test_the_answers_come_closer_to_the_converged_ones(segmenter: Trained, tmp_path: Path) -> None:
+    """And the converged ones stay as good as they were."""
+    weights, data = segmenter
+    recipe = recipe_for(weights, epochs=8, lr=2e-3)
+    recipe = replace(recipe, optim=replace(recipe.optim, warmup_steps=3, ema_decay=0.8))
     report = tune(weights, data, tmp_path, TuneSettings(1), recipe)
     untuned, after = load_weights(weights)[0].freeze(), load_weights(tmp_path)[0].freeze()
     val = make_objective(recipe, data).val_set
     image = torch.stack([val[k][0] for k in range(len(val))]) / 255
     teacher = answer(untuned, image, recipe, REFERENCE)
     gap = [float(divergence(answer(m, image, recipe, 1), teacher)) for m in (untuned, after)]
-    assert gap[1] < 0.7 * gap[0]
-    assert report.after["cold_1"] >= report.before["cold_1"]
-    assert report.drop < 0.2
+    assert gap[1] < 0.7 * gap[0]  # with other seeds 0.30 to 0.40 of it
+    assert abs(report.drop) < 0.05
 
 
 @torch.no_grad()
