@@ -91,6 +91,10 @@ CAMVID_LABELS = (
     "sky", "building", "pole", "road", "pavement", "tree", "sign", "fence", "car", "pedestrian",
     "bicyclist",
 )  # fmt: skip
+CLOTHING_LABELS = (
+    "dress", "hat", "longsleeve", "outwear", "pants", "shirt", "shoes", "shorts", "skirt",
+    "t-shirt",
+)  # fmt: skip
 
 SMALL = (32, 64, 128, 256)
 LARGE = (80, 160, 320, 640)
@@ -130,6 +134,15 @@ CITYSCAPES_LARGE = replace(CITYSCAPES_SMALL, channels=LARGE, dropout=0.03)
 CITYSCAPES_XL = replace(CITYSCAPES_SMALL, channels=XL, expansion=6, dropout=0.04)
 CAMVID_NANO = ModelConfig(
     task="segmentation", classes=11, channels=NANO, expansion=4, norm_momentum=0.05
+)
+CLOTHING_SMALL = ModelConfig(
+    task="classification",
+    classes=10,
+    channels=(24, 48, 96),
+    expansion=3,
+    head_channels=(8, 16, 32),
+    final_channels=256,
+    norm_momentum=0.05,
 )
 
 
@@ -218,6 +231,11 @@ ENTRIES = (
         "the narrowest that 8 groups allow: 0.06 GMAC per evaluation, and a state of 184 KB that "
         "stays in the second-level cache of small cores",
         labels=CAMVID_LABELS, note="not trained by this project yet",
+    ),
+    Entry(
+        "clothing-small", CLOTHING_SMALL, InputConfig(64, 64),
+        "photographs of one thing each on a CPU: the sample classifier that is shipped",
+        labels=CLOTHING_LABELS,
     ),
     Entry(
         "imagenet-nano",

@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).parent))  # what several files here share 
 Build = Callable[..., "MDEQ"]
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def build() -> Build:
     """A function from a config to a model in eval mode with nothing left at its default value.
 
