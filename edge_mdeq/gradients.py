@@ -197,7 +197,7 @@ def tracked(f: Map, z: State) -> tuple[State, State]:
 
 def vector_jacobian(fz: State, leaves: State, y: State, create_graph: bool = False) -> State:
     """y^T J of an evaluation by ``tracked``; zero for a scale that f does not depend on."""
-    return torch.autograd.grad(
+    product = torch.autograd.grad(
         fz,
         leaves,
         tuple(v.to(x.dtype) for v, x in zip(y, fz, strict=True)),
@@ -205,6 +205,8 @@ def vector_jacobian(fz: State, leaves: State, y: State, create_graph: bool = Fal
         create_graph=create_graph,
         materialize_grads=True,
     )
+    # In torch 2.9 the zeros that it makes up require gradients, whether there is a graph or not.
+    return product if create_graph else tuple(x.detach() for x in product)
 
 
 def length(x: State) -> Tensor:

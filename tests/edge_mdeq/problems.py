@@ -136,7 +136,7 @@ def spectral_radii(jacobian: Tensor) -> Tensor:
 def flat_gradient(value: Tensor, parameters: list[Tensor]) -> Tensor:
     """The gradients of ``value``, side by side; zero for what it does not depend on."""
     grads = torch.autograd.grad(value, parameters, materialize_grads=True)
-    return torch.cat([g.flatten() for g in grads])
+    return torch.cat([g.detach().flatten() for g in grads])
 
 
 def relative_difference(a: Tensor, b: Tensor) -> float:

@@ -86,6 +86,13 @@ def test_a_map_that_ignores_the_state_has_radius_zero() -> None:
     assert spectral_radius(lambda z: tuple(0 * x + 1 for x in z), zeros(2)).value.tolist() == [0, 0]
 
 
+def test_f_need_not_depend_on_every_scale() -> None:
+    """And nothing that comes out requires gradients, though zeros are made up for scale 1."""
+    found = spectral_radius(lambda z: (z[0] / 2, 3 * z[1].detach() + z[0].mean()), zeros(1))
+    assert float(found.value) == pytest.approx(0.5, rel=1e-9)
+    assert not any(x.requires_grad for x in (found.value, found.change, found.growth))
+
+
 def test_samples_do_not_influence_each_other() -> None:
     """Huge ones, whose squares are infinite, and those with NaN, infinity or a product of infinite
     elements or infinite length, which are never taken for small ones."""
