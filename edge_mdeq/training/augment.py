@@ -10,6 +10,7 @@ from typing import Any
 
 import kornia.augmentation as K
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from edge_mdeq.training.datasets import IGNORED
@@ -25,6 +26,7 @@ class AugmentMasks(nn.Module):
 
     def __init__(self, config: AugmentConfig, size: tuple[int, int]) -> None:
         super().__init__()
+        self.size, self.zoom, self.flip = size, config.zoom, config.flip
         # Both are sampled at the same points, where slicing and resizing them apart would shift the
         # mask by up to a pixel.
         self.geometry = K.AugmentationSequential(
@@ -42,12 +44,44 @@ class AugmentMasks(nn.Module):
         """Augment what is the ``share``-th of ``shares`` equal parts of a step's images."""
         # Shifted by one, so that a border that kornia fills with zero reads as ignored.
         labelled = ((mask.int() + 1) % (IGNORED + 1)).float().unsqueeze(1)
-        drawn = self.geometry.forward_parameters(whole_shape(image, shares))
-        for item in drawn:
-            keep_share(item.data, share, shares)
-        image, labelled = self.geometry(image.float() / 255, labelled, params=drawn)
+        image = image.float() / 255
+        if any(self.zoom):
+            grid = self.zoomed_grid(image, share, shares)
+            inside = (grid.abs() <= 1).all(dim=3).unsqueeze(1)
+            image = sample(image, grid, "bilinear", "border") * inside
+            labelled = sample(labelled, grid, "nearest", "border") * inside
+        else:
+            drawn = self.geometry.forward_parameters(whole_shape(image, shares))
+            for item in drawn:
+                keep_share(item.data, share, shares)
+            image, labelled = self.geometry(image, labelled, params=drawn)
         mask = (labelled.squeeze(1).round().long() - 1) % (IGNORED + 1)
         return jitter(self.colour, image, share, shares), mask
+
+    def zoomed_grid(self, image: Tensor, share: int, shares: int) -> Tensor:
+        """Where to sample, (B, H, W, 2) as (x, y) from -1 to 1: crops at whole pixels of the image
+        resized by a factor of its own, from its upper left corner where it is too small.
+
+        Kornia draws a crop's area, in which a factor is not uniform, and none beyond the image.
+        """
+        count = image.shape[0]
+        drawn = torch.rand(count * shares, 4)[share * count :][:count]
+        factor = self.zoom[0] + (self.zoom[1] - self.zoom[0]) * drawn[:, 0]
+        axes = []
+        for k, (length, wanted) in enumerate(zip(image.shape[2:], self.size, strict=True)):
+            resized = (length * factor).round().view(-1, 1)
+            room = (resized - wanted).clamp(min=0)
+            start = (drawn[:, 1 + k, None] * (room + 1)).floor()
+            axes.append(2 * (start + torch.arange(wanted) + 0.5) / resized - 1)  # (B, H or W)
+        y, x = axes
+        x = torch.where(drawn[:, 3, None] < self.flip, x.flip(1), x)
+        grid = torch.stack(torch.broadcast_tensors(x[:, None, :], y[:, :, None]), dim=3)
+        return grid.to(image.device)
+
+
+def sample(x: Tensor, grid: Tensor, mode: str, padding: str) -> Tensor:
+    """``x`` (B, C, h, w) at the points of a grid (B, H, W, 2)."""
+    return F.grid_sample(x, grid, mode, padding, align_corners=False)
 
 
 class AugmentImages(nn.Module):

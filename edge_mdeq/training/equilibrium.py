@@ -9,11 +9,11 @@ from torch import Tensor, nn
 from edge_mdeq.config import InputConfig
 from edge_mdeq.gradients import implicit, jacobian_penalty, phantom
 from edge_mdeq.model import MDEQ
-from edge_mdeq.solvers import make_solver, solve
+from edge_mdeq.solvers import Solver, make_solver, solve
 from edge_mdeq.training.recipe import Recipe
 from edge_mdeq.training.schedule import Plan
 
-__all__ = ["EquilibriumTask", "normalise", "read_out", "upsample"]
+__all__ = ["EquilibriumTask", "forward_solver", "normalise", "read_out", "upsample"]
 
 
 class EquilibriumTask(nn.Module):
@@ -23,8 +23,7 @@ class EquilibriumTask(nn.Module):
         super().__init__()
         self.model = model
         self.recipe = recipe
-        self.solver = make_solver(recipe.solver.name)
-        self.backward_solver = make_solver(recipe.gradient.solver or recipe.solver.name)
+        self.solver, self.backward_solver = forward_solver(recipe), backward_solver(recipe)
         model.cell.recompute = recipe.gradient.recompute
 
     def forward(self, image: Tensor, plan: Plan) -> tuple[Tensor, Tensor, Tensor]:
@@ -42,7 +41,7 @@ class EquilibriumTask(nn.Module):
         else:
             with torch.no_grad():
                 solution = solve(
-                    f, z, self.solver, plan.evaluations, config.tol, stop_mode=config.stop_mode
+                    f, z, self.solver, plan.evaluations, config.tol, config.best, config.stop_mode
                 )
             residual = solution.residual.mean()
             if gradient.kind == "implicit":
@@ -52,6 +51,21 @@ class EquilibriumTask(nn.Module):
         if plan.penalty:
             penalty = jacobian_penalty(f, z, self.recipe.jacobian.samples)
         return read_out(model, z, image.shape[2:]), penalty, residual
+
+
+def forward_solver(recipe: Recipe) -> Solver:
+    """The solver that finds the equilibria."""
+    return with_history(recipe.solver.name, recipe.solver.m)
+
+
+def backward_solver(recipe: Recipe) -> Solver:
+    """The solver of the implicit gradient's linear system."""
+    return with_history(recipe.gradient.solver or recipe.solver.name, recipe.gradient.m)
+
+
+def with_history(name: str, m: int) -> Solver:
+    """A solver by name that keeps ``m`` of the past, 0 for its default."""
+    return make_solver(name, m=m) if m else make_solver(name)
 
 
 def read_out(model: MDEQ, z: tuple[Tensor, ...], size: torch.Size) -> Tensor:

@@ -14,7 +14,7 @@ from torchmetrics.classification import MulticlassConfusionMatrix
 
 from edge_mdeq.config import InputConfig
 from edge_mdeq.model import MDEQ
-from edge_mdeq.solvers import Anderson, FixedPoint, solve
+from edge_mdeq.solvers import Anderson, FixedPoint, Solver, solve
 from edge_mdeq.spectral import spectral_radius
 from edge_mdeq.training.datasets import IGNORED, LabelledImages, SegmentationFolder
 from edge_mdeq.training.equilibrium import normalise, read_out
@@ -30,6 +30,7 @@ __all__ = [
 ]
 
 EVALUATION_BATCH = 64  # images; samples do not influence one another
+PLAIN = FixedPoint()
 REFERENCE_EVALUATIONS = 40  # of f, for an equilibrium to linearise at
 
 
@@ -59,6 +60,8 @@ def evaluate(
     config: InputConfig,
     evaluations: int,
     warm: bool = False,
+    solver: Solver = PLAIN,
+    best: bool = False,
 ) -> Score:
     """Score ``model`` on ``data``, whose items have the input's size, one image at a time.
 
@@ -66,8 +69,10 @@ def evaluate(
         model: any mode; it is frozen here.
         data: in order; with ``warm`` each frame starts from the equilibrium of the one before.
         config: the input normalisation.
-        evaluations: of f per frame, plain iteration.
+        evaluations: of f per frame.
         warm: carry the state (the first frame starts cold with as many evaluations).
+        solver: how to get from one iterate to the next, by default by plain iteration.
+        best: read out the iterate with the lowest residual instead of the last one.
     """
     frozen = model.freeze()
     device = next(frozen.parameters()).device
@@ -77,7 +82,7 @@ def evaluate(
         x = normalise(image[None].to(device).float() / 255, config)
         u = frozen.inject(x)
         z0 = state if warm and state is not None else frozen.zero_state(u)
-        solution = solve(frozen.bind(u), z0, FixedPoint(), evaluations)
+        solution = solve(frozen.bind(u), z0, solver, evaluations, best=best)
         state = solution.value
         residuals.append(float(solution.residual))
         logits = read_out(frozen, state, x.shape[2:])
@@ -88,7 +93,12 @@ def evaluate(
 
 @torch.no_grad()
 def evaluate_classifier(
-    model: MDEQ, data: LabelledImages, config: InputConfig, evaluations: int
+    model: MDEQ,
+    data: LabelledImages,
+    config: InputConfig,
+    evaluations: int,
+    solver: Solver = PLAIN,
+    best: bool = False,
 ) -> Accuracy:
     """Score a classifier from a cold start.
 
@@ -96,7 +106,8 @@ def evaluate_classifier(
         model: any mode; it is frozen here.
         data: without augmentation.
         config: the input normalisation.
-        evaluations: of f per image, plain iteration.
+        evaluations: of f per image.
+        solver, best: as for ``evaluate``.
     """
     frozen = model.freeze()
     residuals: list[Tensor] = []
@@ -105,7 +116,8 @@ def evaluate_classifier(
         for image, target in DataLoader(data, EVALUATION_BATCH):
             x = normalise(image.to(next(frozen.parameters()).device).float() / 255, config)
             u = frozen.inject(x)
-            solution = solve(frozen.bind(u), frozen.zero_state(u), FixedPoint(), evaluations)
+            z0 = frozen.zero_state(u)
+            solution = solve(frozen.bind(u), z0, solver, evaluations, best=best)
             residuals.append(solution.residual)
             yield frozen.readout(solution.value), target
 

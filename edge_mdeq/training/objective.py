@@ -24,7 +24,8 @@ from edge_mdeq.training.datasets import (
     SegmentationFolder,
     class_frequencies,
 )
-from edge_mdeq.training.evaluate import evaluate, evaluate_classifier
+from edge_mdeq.training.equilibrium import forward_solver
+from edge_mdeq.training.evaluate import Score, evaluate, evaluate_classifier
 from edge_mdeq.training.recipe import Recipe
 
 __all__ = ["Classification", "Objective", "Segmentation", "make_objective"]
@@ -94,8 +95,8 @@ class Segmentation:
         self.size = (recipe.input.height, recipe.input.width)
         self.train_set = self.open(data, "train", None)
         self.val_set = self.open(data, "val", self.size)
-        self.weights: Tensor | None = None
-        if recipe.loss.class_weights != "none":
+        self.weights = given_weights(recipe)
+        if recipe.loss.class_weights == "sqrt":
             self.weights = root_weights(class_frequencies(self.train_set, recipe.model.classes))
 
     def open(self, data: Path, split: str, size: tuple[int, int] | None) -> SegmentationFolder:
@@ -113,7 +114,8 @@ class Segmentation:
         )
 
     def augmentation(self) -> nn.Module:
-        return AugmentMasks(self.recipe.augment, self.size)
+        crop = self.recipe.augment.crop
+        return AugmentMasks(self.recipe.augment, crop if any(crop) else self.size)
 
     def count(self, target: Tensor) -> Tensor:
         return total_weight(target, self.weights, IGNORED)
@@ -129,15 +131,20 @@ class Segmentation:
         return loss
 
     def score(self, model: MDEQ, evaluations: int) -> dict[str, float]:
-        score = evaluate(model, self.val_set, self.recipe.input, evaluations)
+        score = self.evaluate(model, evaluations, warm=False)
         return {"miou": score.miou, "val_residual": score.residual}
+
+    def evaluate(self, model: MDEQ, evaluations: int, warm: bool) -> Score:
+        """Score with the recipe's solver."""
+        recipe = self.recipe
+        solver, best = forward_solver(recipe), recipe.solver.best
+        return evaluate(model, self.val_set, recipe.input, evaluations, warm, solver, best)
 
     def curve(self, model: MDEQ, counts: Sequence[int]) -> dict[str, float]:
         figures = {}
         for count in counts:
             for start, warm in (("cold", False), ("warm", True)):
-                score = evaluate(model, self.val_set, self.recipe.input, count, warm)
-                figures[f"miou_{start}_{count}"] = score.miou
+                figures[f"miou_{start}_{count}"] = self.evaluate(model, count, warm).miou
         return figures
 
 
@@ -151,8 +158,8 @@ class Classification:
         self.train_set = self.open(data, "train")
         self.labels = self.train_set.labels
         self.val_set = self.open(data, "val")
-        self.weights: Tensor | None = None
-        if recipe.loss.class_weights != "none":
+        self.weights = given_weights(recipe)
+        if recipe.loss.class_weights == "sqrt":
             self.weights = root_weights(self.train_set.frequencies())
 
     def open(self, data: Path, split: str) -> LabelledImages:
@@ -189,7 +196,9 @@ class Classification:
         return cross_entropy(logits, target, self.weights, self.recipe.loss.label_smoothing, count)
 
     def score(self, model: MDEQ, evaluations: int) -> dict[str, float]:
-        score = evaluate_classifier(model, self.val_set, self.recipe.input, evaluations)
+        recipe = self.recipe
+        solver, best = forward_solver(recipe), recipe.solver.best
+        score = evaluate_classifier(model, self.val_set, recipe.input, evaluations, solver, best)
         return {
             "accuracy": score.accuracy,
             "balanced_accuracy": score.balanced,
@@ -271,6 +280,12 @@ def over_ranks(x: Tensor) -> Tensor:
     dist.all_gather(parts, x.detach().contiguous())
     parts[rank] = x + (world - 1) * (x - x.detach())
     return torch.cat(parts)
+
+
+def given_weights(recipe: Recipe) -> Tensor | None:
+    """The weights (classes,) that the recipe itself lists, if it does."""
+    weights = recipe.loss.class_weights
+    return None if isinstance(weights, str) else torch.tensor(weights, dtype=torch.float32)
 
 
 def root_weights(frequency: NDArray[np.float64]) -> Tensor:

@@ -90,7 +90,9 @@ class SolverConfig:
     During the first ``pretrain_steps`` optimizer steps the iteration is unrolled and tracked for
     ``pretrain_evaluations`` (the published code's warm-up); afterwards each step draws its
     evaluations from ``evaluations`` (both ends included), so that no single count is special, and
-    stops before at a residual of ``tol`` if that is not 0.
+    stops before at a residual of ``tol`` if that is not 0. ``best`` goes on from the iterate with
+    the lowest residual instead of the last. ``m`` is how much of the past Anderson and Broyden
+    keep, 0 for their default. Validation uses the same solver, without a tolerance.
     """
 
     name: SolverName = "fixed_point"
@@ -99,6 +101,8 @@ class SolverConfig:
     evaluations: tuple[int, int] = (4, 8)
     tol: float = 0.0
     stop_mode: Literal["rel", "abs"] = "rel"
+    best: bool = False
+    m: int = 0
 
 
 @dataclass(frozen=True)
@@ -106,8 +110,9 @@ class GradientConfig:
     """How the gradient passes the equilibrium.
 
     ``phantom``: ``steps`` damped by ``tau``. ``implicit``: a solve of at most ``steps`` products to
-    ``tol`` by ``solver`` ("" for the forward one). ``recompute`` trades time for memory: the cell's
-    branches are computed again in the backward pass.
+    ``tol`` by ``solver`` ("" for the forward one), which keeps ``m`` of the past, 0 for its
+    default. ``recompute`` trades time for memory: the cell's branches are computed again in the
+    backward pass.
     """
 
     kind: Literal["phantom", "implicit"] = "phantom"
@@ -115,6 +120,7 @@ class GradientConfig:
     tau: float = 1.0
     tol: float = 1e-3
     solver: Literal["", "fixed_point", "anderson", "broyden"] = ""
+    m: int = 0
     recompute: bool = False
 
 
@@ -123,8 +129,8 @@ class JacobianConfig:
     """Jacobian regularisation (arXiv:2106.14342): its weight, and on which share of the steps.
 
     The weight is ``pretrain_weight`` while the iteration is unrolled, ``weight`` afterwards, and
-    grows by ``growth`` every ``growth_steps`` steps; from ``stop_epoch`` on it is 0 (0: never). A
-    step that is regularised draws its evaluations from a range moved by ``jitter``.
+    grows by ``growth`` every ``growth_steps`` of these; from ``stop_epoch`` on it is 0 (0: never).
+    A step that is regularised draws its evaluations from a range moved by ``jitter``.
     """
 
     weight: float = 1.0
@@ -155,10 +161,11 @@ class FinishConfig:
 class LossConfig:
     """Cross entropy, plus ``lovasz`` times Lovasz-softmax (a surrogate of mean IoU) on masks.
 
-    ``class_weights``: "none", or "sqrt" for one over the square root of a class's frequency.
+    ``class_weights``: "none", "sqrt" for one over the square root of a class's frequency, or a
+    number per class.
     """
 
-    class_weights: Literal["none", "sqrt"] = "sqrt"
+    class_weights: Literal["none", "sqrt"] | tuple[float, ...] = "sqrt"
     lovasz: float = 0.5
     label_smoothing: float = 0.0
 
@@ -169,11 +176,17 @@ class AugmentConfig:
 
     ``pad`` above 0 takes instead a crop of the input's size out of the fitted image padded by so
     many pixels, as is usual for CIFAR (classification only).
+
+    ``zoom`` above 0 takes instead a crop out of the image enlarged by a factor from this range, and
+    padded where it is too small, as is usual for Cityscapes; ``crop`` is the crop's height and
+    width where training sees less than the input (segmentation only).
     """
 
     scale: tuple[float, float] = (0.35, 1.0)
     ratio: tuple[float, float] = (1.15, 1.55)
     pad: int = 0
+    zoom: tuple[float, float] = (0.0, 0.0)
+    crop: tuple[int, int] = (0, 0)
     flip: float = 0.5
     brightness: float = 0.3
     contrast: float = 0.3
@@ -217,6 +230,9 @@ class Recipe:
         self.model.check_size(self.input.height, self.input.width)
         check_data(self.data, self.model)
         check_limits(self)
+        check_solvers(self)
+        check_loss(self.loss, self.model)
+        check_crops(self.augment, self.model)
         optim, jacobian, first = self.optim, self.jacobian, self.solver.evaluations[0]
         if optim.batch % optim.accumulate:
             raise ConfigError(
@@ -231,6 +247,7 @@ class Recipe:
             "jacobian.jitter": jacobian.jitter,
             "augment.scale": self.augment.scale,
             "augment.ratio": self.augment.ratio,
+            "augment.zoom": self.augment.zoom,
         }.items():
             if low > high:
                 raise ConfigError(f"recipe: {name} {low}..{high} is not a range")
@@ -246,6 +263,7 @@ class Recipe:
         return self.optim.epochs + self.finish.epochs
 
 
+LONGEST_HISTORY = {"fixed_point": 0, "anderson": 6, "broyden": math.inf}
 AT_LEAST_1 = (1.0, math.inf)
 AT_LEAST_0 = (0.0, math.inf)
 SHARE = (0.0, 1.0)
@@ -267,9 +285,11 @@ LIMITS: dict[str, tuple[float, float]] = {
     "solver.pretrain_evaluations": AT_LEAST_1,
     "solver.evaluations": AT_LEAST_1,
     "solver.tol": AT_LEAST_0,
+    "solver.m": AT_LEAST_0,
     "gradient.steps": AT_LEAST_1,
     "gradient.tau": (0.01, 1.0),
     "gradient.tol": AT_LEAST_0,
+    "gradient.m": AT_LEAST_0,
     "jacobian.weight": AT_LEAST_0,
     "jacobian.frequency": SHARE,
     "jacobian.samples": AT_LEAST_1,
@@ -285,6 +305,8 @@ LIMITS: dict[str, tuple[float, float]] = {
     "augment.scale": (0.01, 1.0),
     "augment.ratio": (0.01, 100.0),
     "augment.pad": AT_LEAST_0,
+    "augment.zoom": (0.0, 100.0),
+    "augment.crop": AT_LEAST_0,
     "augment.flip": SHARE,
     "augment.brightness": SHARE,
     "augment.contrast": SHARE,
@@ -306,6 +328,48 @@ def check_limits(recipe: Recipe) -> None:
             if not low <= number <= high or math.isinf(number):
                 most = "" if math.isinf(high) else f" and at most {high:g}"
                 raise ConfigError(f"recipe: {name} holds {number}, must be at least {low:g}{most}")
+
+
+def check_solvers(recipe: Recipe) -> None:
+    """Raise ConfigError where a solver is given a history that it cannot keep."""
+    forward, backward = recipe.solver, recipe.gradient
+    for section, name, m in (
+        ("solver", forward.name, forward.m),
+        ("gradient", backward.solver or forward.name, backward.m),
+    ):
+        if m > LONGEST_HISTORY[name]:
+            raise ConfigError(
+                f"recipe: {section}.m is {m}, {name} keeps at most {LONGEST_HISTORY[name]:g}"
+            )
+
+
+def check_loss(loss: LossConfig, model: ModelConfig) -> None:
+    """Raise ConfigError unless given weights are one positive number per class."""
+    weights = loss.class_weights
+    if isinstance(weights, str):
+        return
+    if len(weights) != model.classes:
+        raise ConfigError(
+            f"recipe: loss.class_weights has {len(weights)} entries, the model has "
+            f"{model.classes} classes"
+        )
+    for weight in weights:
+        if not 0 < weight < math.inf:
+            raise ConfigError(f"recipe: loss.class_weights holds {weight}, must be positive")
+
+
+def check_crops(augment: AugmentConfig, model: ModelConfig) -> None:
+    """Raise ConfigError where crops do not suit the task or the model."""
+    for name, pair in (("zoom", augment.zoom), ("crop", augment.crop)):
+        if any(pair) and model.task != "segmentation":
+            raise ConfigError(f"recipe: augment.{name} is for segmentation, remove it")
+        if any(pair) and not all(pair):
+            raise ConfigError(f"recipe: augment.{name} holds 0, must be above at both ends")
+    if any(augment.crop):
+        try:
+            model.check_size(*augment.crop)
+        except ConfigError as error:
+            raise ConfigError(f"recipe: augment.crop: {error}") from error
 
 
 def check_data(data: DataConfig, model: ModelConfig) -> None:

@@ -39,7 +39,7 @@ def draw_plan(recipe: Recipe, step: int, epoch_steps: int) -> Plan:
     unrolled = step < solver.pretrain_steps
     finishing = epoch >= recipe.optim.epochs
     frequency = finish.jacobian_frequency if finishing else jacobian.frequency
-    weight = penalty_weight(jacobian, step, epoch, unrolled)
+    weight = penalty_weight(jacobian, step - solver.pretrain_steps, epoch)
     penalise = weight > 0 and rng.random() < frequency
     evaluations = rng.randint(*(finish.evaluations if finishing else solver.evaluations))
     if penalise and not finishing:
@@ -49,15 +49,22 @@ def draw_plan(recipe: Recipe, step: int, epoch_steps: int) -> Plan:
     return Plan(unrolled, evaluations, weight if penalise else 0.0)
 
 
-def penalty_weight(config: JacobianConfig, step: int, epoch: int, unrolled: bool) -> float:
-    """The weight of the Jacobian penalty at a step (arXiv:2106.14342, and its published code)."""
+def penalty_weight(config: JacobianConfig, solved: int, epoch: int) -> float:
+    """The weight of the Jacobian penalty (arXiv:2106.14342, and its published code).
+
+    Args:
+        config: its schedule.
+        solved: how many steps have solved for the equilibrium so far; negative while the iteration
+            is still unrolled.
+        epoch: the step's.
+    """
     if config.stop_epoch and epoch >= config.stop_epoch:
         return 0.0
-    if unrolled:
+    if solved < 0:
         return config.pretrain_weight
     if config.weight == 0:
         return 0.0
-    return config.weight + config.growth * (step // config.growth_steps)
+    return config.weight + config.growth * (solved // config.growth_steps)
 
 
 def learning_rate(recipe: Recipe, step: int, epoch_steps: int) -> float:

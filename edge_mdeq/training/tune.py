@@ -40,9 +40,11 @@ from edge_mdeq.training.recipe import (
     AugmentConfig,
     DataConfig,
     FinishConfig,
+    GradientConfig,
     LossConfig,
     OptimConfig,
     Recipe,
+    SolverConfig,
     read_recipe,
 )
 from edge_mdeq.training.run import Progress, Run, make_fabric, open_folder
@@ -149,6 +151,8 @@ def choose_recipe(
         model=card.model,
         input=card.input,
         optim=optim,
+        solver=SolverConfig(),  # the plain iteration is what is tuned, and scored
+        gradient=GradientConfig(),
         finish=FinishConfig(),
         seed=recipe.seed if seed is None else seed,
     )

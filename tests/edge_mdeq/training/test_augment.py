@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -18,6 +19,7 @@ from edge_mdeq.training.run import seed_step
 SIZE = (32, 32)
 COLOURED = AugmentConfig()
 STILL = AugmentConfig(brightness=0, contrast=0, saturation=0, hue=0)
+ZOOMED = replace(STILL, zoom=(0.5, 2.0))
 
 
 def masks(count: int) -> Tensor:
@@ -33,8 +35,9 @@ def images(count: int) -> Tensor:
     return torch.from_numpy(scenes).permute(0, 3, 1, 2)
 
 
+@pytest.mark.parametrize("config", [STILL, replace(ZOOMED, zoom=(0.8, 1.5))])
 @pytest.mark.parametrize("seed", range(8))
-def test_image_and_mask_move_together(seed: int) -> None:
+def test_image_and_mask_move_together(seed: int, config: AugmentConfig) -> None:
     """The image shows what its mask says, and after augmentation it still does.
 
     Red is what lies right of a vertical edge and green what lies below a horizontal one. Halfway
@@ -47,7 +50,7 @@ def test_image_and_mask_move_together(seed: int) -> None:
     mask = (right + 2 * below).to(torch.uint8)
     image = 255 * torch.stack([right, below, right ^ right], dim=1).to(torch.uint8)
     seed_step(seed, 0)
-    moved_image, moved_mask = AugmentMasks(STILL, SIZE)(image, mask)
+    moved_image, moved_mask = AugmentMasks(config, SIZE)(image, mask)
     assert (tuple(moved_image.shape), moved_image.dtype) == ((4, 3, *SIZE), torch.float32)
     assert (tuple(moved_mask.shape), moved_mask.dtype) == ((4, *SIZE), torch.int64)
     for channel, bit in ((0, 1), (1, 2)):
@@ -56,6 +59,47 @@ def test_image_and_mask_move_together(seed: int) -> None:
         assert torch.equal((shown > 0.5)[clear], (moved_mask & bit > 0)[clear])
         assert clear.float().mean() > 0.95
         assert 0.05 < (shown > 0.5).float().mean() < 0.95  # there was an edge to be seen
+
+
+@pytest.mark.parametrize("zoom", [0.5, 1.0, 1.3, 2.0])
+@pytest.mark.parametrize("flip", [0.0, 1.0])
+def test_a_zoomed_crop_is_a_crop_of_the_resized_image(zoom: float, flip: float) -> None:
+    """One of all that OpenCV's resize offers, black and void where the image was too small."""
+    image, mask = images(2), masks(2)
+    seed_step(0, 0)
+    config = replace(ZOOMED, zoom=(zoom, zoom), flip=flip)
+    moved_image, moved_mask = AugmentMasks(config, SIZE)(image, mask)
+    for source, found, found_mask in zip(image, moved_image, moved_mask, strict=True):
+        pixels = source.permute(1, 2, 0).numpy().astype(np.float32) / 255
+        height, width = round(40 * zoom), round(56 * zoom)
+        large = cv2.resize(pixels, (width, height), interpolation=cv2.INTER_LINEAR)
+        below, beside = max(0, SIZE[0] - height), max(0, SIZE[1] - width)
+        large = np.pad(large, ((0, below), (0, beside), (0, 0)))
+        got = (found.flip(2) if flip else found).permute(1, 2, 0).numpy()
+        places = [
+            (top, left)
+            for top in range(large.shape[0] - SIZE[0] + 1)
+            for left in range(large.shape[1] - SIZE[1] + 1)
+            if np.abs(large[top : top + SIZE[0], left : left + SIZE[1]] - got).max() < 1e-4
+        ]
+        assert len(places) == 1
+        outside = np.zeros(SIZE, dtype=bool)
+        outside[height:], outside[:, width:] = True, True
+        shown = (found_mask.flip(1) if flip else found_mask).numpy()
+        assert (shown[outside] == IGNORED).all()
+        assert (shown[~outside] != IGNORED).mean() > 0.9
+
+
+def test_the_zoom_is_uniform_over_its_range() -> None:
+    """A ramp of 56 steps shows by its slope how far it was enlarged."""
+    ramp = torch.arange(56, dtype=torch.uint8).expand(400, 3, 40, 56)
+    seed_step(0, 0)
+    moved, _ = AugmentMasks(replace(ZOOMED, flip=0.0), (8, 8))(ramp, ramp[:, 0])
+    slope = 255 * (moved[:, 0, 4, 6] - moved[:, 0, 4, 1]) / 5  # borders may repeat a pixel
+    factor = 1 / slope
+    assert 0.49 < factor.min() < 0.52
+    assert 1.95 < factor.max() < 2.01
+    assert 1.18 < factor.mean() < 1.32  # 1.25, and three standard errors
 
 
 def test_void_stays_void() -> None:
@@ -102,7 +146,7 @@ def test_seed_and_step_decide_what_it_draws() -> None:
 
 
 @pytest.mark.parametrize("shares", [2, 3, 6])
-@pytest.mark.parametrize("config", [COLOURED, replace(COLOURED, flip=0.3), STILL])
+@pytest.mark.parametrize("config", [COLOURED, replace(COLOURED, flip=0.3), STILL, ZOOMED])
 def test_each_share_gets_what_the_whole_step_would_give_it(
     shares: int, config: AugmentConfig
 ) -> None:

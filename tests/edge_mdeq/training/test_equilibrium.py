@@ -15,7 +15,8 @@ from torch import Tensor
 
 from edge_mdeq.config import InputConfig
 from edge_mdeq.model import MDEQ
-from edge_mdeq.training.equilibrium import EquilibriumTask
+from edge_mdeq.solvers import Anderson, Broyden, FixedPoint, Solver, solve
+from edge_mdeq.training.equilibrium import EquilibriumTask, normalise
 from edge_mdeq.training.recipe import (
     DataConfig,
     GradientConfig,
@@ -79,6 +80,48 @@ def test_the_backward_solve_has_the_recipes_tolerance_and_count(make_task: MakeT
     for config in (replace(IMPLICIT, steps=2), replace(IMPLICIT, tol=0.1)):
         error = relative_difference(gradient(make_task(config), SOLVED), exact)
         assert 1e-3 < error < 1
+
+
+# The forward solve
+
+
+@pytest.mark.parametrize(
+    ("solver", "backward", "expected"),
+    [
+        (SolverConfig(), GradientConfig(), (FixedPoint(), FixedPoint())),
+        (
+            SolverConfig(name="broyden", m=26),
+            GradientConfig(kind="implicit", m=27),
+            (Broyden(26), Broyden(27)),
+        ),
+        (
+            SolverConfig(name="broyden"),
+            GradientConfig(solver="anderson", m=3),
+            (Broyden(), Anderson(3)),
+        ),
+    ],
+)
+def test_the_recipe_says_how_much_of_the_past_solvers_keep(
+    solver: SolverConfig, backward: GradientConfig, expected: tuple[Solver, Solver]
+) -> None:
+    task = EquilibriumTask(MDEQ(SEGMENTER), replace(RECIPE, solver=solver, gradient=backward))
+    assert (task.solver, task.backward_solver) == expected
+
+
+@pytest.mark.parametrize("best", [False, True])
+def test_the_recipe_says_whether_the_best_iterate_is_taken(
+    build: Callable[..., MDEQ], best: bool
+) -> None:
+    """Of a plain iteration that does not converge, and whose last iterate is not its best."""
+    model = build(SEGMENTER).double()
+    solver = SolverConfig(name="fixed_point", best=best)
+    task = EquilibriumTask(model, replace(RECIPE, solver=solver, gradient=GradientConfig(steps=1)))
+    _, _, residual = task.eval()(pixels(1), Plan(unrolled=False, evaluations=12, penalty=0.0))
+    u = model.inject(normalise(pixels(1), RECIPE.input))
+    with torch.no_grad():
+        trace = solve(model.bind(u), model.zero_state(u), FixedPoint(), 12).trace[:, 0]
+    assert trace.min() < 0.99 * trace[-1]
+    assert float(residual) == pytest.approx(float(trace.min() if best else trace[-1]))
 
 
 # Several ranks

@@ -15,6 +15,7 @@ from tiny_training import CLASSIFIER, LABELS, SEGMENTER, VOID, write_image
 
 from edge_mdeq.config import InputConfig
 from edge_mdeq.model import MDEQ
+from edge_mdeq.solvers import Broyden, solve
 from edge_mdeq.training.datasets import IGNORED, ImageFolder, SegmentationFolder
 from edge_mdeq.training.equilibrium import normalise
 from edge_mdeq.training.evaluate import (
@@ -131,6 +132,29 @@ def test_a_curve_has_a_cold_and_a_warm_value_at_each_count(camvid: Path, build: 
         _, start, count = key.split("_")
         score = evaluate(model, val_masks(camvid), SEGMENTER.input, int(count), start == "warm")
         assert value == score.miou
+
+
+@pytest.mark.parametrize("best", [False, True])
+def test_the_recipe_s_own_solver_is_what_a_run_is_scored_with(
+    camvid: Path, folder: Path, build: Build, best: bool
+) -> None:
+    """By residuals, which tell solvers apart where the few pixels' classes need not."""
+    count, found = 7, []
+    for recipe, data in ((SEGMENTER, camvid), (CLASSIFIER, folder)):
+        solver = replace(recipe.solver, name="broyden", m=2, best=best)
+        objective = make_objective(replace(recipe, solver=solver), data)
+        model = build(recipe.model, seed=4)
+        found.append(objective.score(model, count)["val_residual"])
+        residuals = []
+        for image, _ in (objective.val_set[k] for k in range(len(objective.val_set))):
+            u = model.inject(normalise(image[None] / 255, InputConfig(32, 32)))
+            with torch.no_grad():
+                z0 = model.zero_state(u)
+                solution = solve(model.bind(u), z0, Broyden(2), count, best=best)
+            residuals.append(float(solution.residual))
+        assert found[-1] == pytest.approx(np.mean(residuals), rel=2e-2)  # freezing rounds
+        plain = make_objective(recipe, data).score(model, count)["val_residual"]
+        assert found[-1] != pytest.approx(plain, rel=5e-2)
 
 
 def test_evaluating_leaves_the_model_as_it_was(camvid: Path, build: Build) -> None:

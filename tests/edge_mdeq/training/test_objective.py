@@ -225,6 +225,17 @@ def test_so_are_those_of_images(folder: Path) -> None:
     assert torch.equal(objective.weights, expected[[1, 0, 2]])
 
 
+def test_given_weights_are_taken_as_they_are(camvid: Path, folder: Path) -> None:
+    """Also where a class never occurs: nothing is counted."""
+    given = (0.5, 1.0, 1.5)
+    for recipe, data in ((SEGMENTER, camvid), (CLASSIFIER, folder)):
+        weighted = replace(recipe, loss=replace(recipe.loss, class_weights=given))
+        objective = make_objective(weighted, data)
+        assert isinstance(objective, Segmentation | Classification)
+        assert objective.weights is not None
+        assert objective.weights.tolist() == list(given)
+
+
 def test_a_class_that_never_occurs_cannot_be_weighted(camvid: Path) -> None:
     wide = replace(
         SEGMENTER,
@@ -246,6 +257,15 @@ def test_segmentation_trains_on_files_as_they_are_and_validates_at_the_input_s_s
     assert tuple(objective.val_set[0][0].shape) == (3, 32, 32)
     assert objective.labels == LABELS
     assert objective.headline == "miou"
+
+
+def test_training_may_see_less_than_the_input(camvid: Path) -> None:
+    recipe = replace(SEGMENTER, augment=replace(SEGMENTER.augment, crop=(16, 24)))
+    objective = make_objective(recipe, camvid)
+    image, mask = (x[None] for x in objective.train_set[0])
+    cropped, labels = objective.augmentation()(image, mask)
+    assert (tuple(cropped.shape), tuple(labels.shape)) == ((1, 3, 16, 24), (1, 16, 24))
+    assert tuple(objective.val_set[0][0].shape) == (3, 32, 32)
 
 
 def test_classification_augments_what_it_trains_on_alone(folder: Path) -> None:

@@ -56,6 +56,27 @@ def test_a_recipe_is_read_with_defaults_for_what_it_leaves_out(tmp_path: Path) -
     assert recipe.epochs == 2
 
 
+def test_what_published_recipes_set_beyond_the_defaults(tmp_path: Path) -> None:
+    more = """
+    [solver]
+    name = "broyden"
+    m = 27
+    best = true
+    [gradient]
+    solver = "anderson"
+    m = 6
+    [loss]
+    class_weights = [0.5, 1, 1.5]
+    [augment]
+    zoom = [0.5, 2.1]
+    crop = [32, 64]
+    """
+    recipe = read_text(RECIPE + more, tmp_path)
+    assert (recipe.solver.m, recipe.solver.best, recipe.gradient.m) == (27, True, 6)
+    assert recipe.loss.class_weights == (0.5, 1.0, 1.5)
+    assert (recipe.augment.zoom, recipe.augment.crop) == ((0.5, 2.1), (32, 64))
+
+
 def test_a_folder_s_labels_may_be_left_out(tmp_path: Path) -> None:
     assert read_text(CLASSIFICATION, tmp_path).data.labels == ()
 
@@ -106,6 +127,30 @@ def test_every_sample_recipe_makes_sense(path: Path) -> None:
         ),
         ("[optim]", "[augment]\nscale = [0.9, 0.5]\n[optim]", r"augment\.scale 0\.9\.\.0\.5"),
         ("[optim]", "[augment]\nratio = [2, 1]\n[optim]", r"augment\.ratio 2\.0\.\.1\.0"),
+        ("[optim]", "[augment]\nzoom = [2, 1]\n[optim]", r"augment\.zoom 2\.0\.\.1\.0"),
+        ("[optim]", "[augment]\nzoom = [0, 1]\n[optim]", r"augment\.zoom holds 0, must be above"),
+        ("[optim]", "[augment]\ncrop = [32, 0]\n[optim]", r"augment\.crop holds 0, must be above"),
+        ("[optim]", "[augment]\ncrop = [32, 36]\n[optim]", r"augment\.crop: image width 36 is not"),
+        (
+            "[optim]",
+            "[solver]\nm = 3\n[optim]",
+            r"solver\.m is 3, fixed_point keeps at most 0",
+        ),
+        (
+            "[optim]",
+            "[solver]\nname = 'anderson'\n[gradient]\nm = 7\n[optim]",
+            r"gradient\.m is 7, anderson keeps at most 6",
+        ),
+        (
+            "[optim]",
+            "[loss]\nclass_weights = [1, 2]\n[optim]",
+            r"loss\.class_weights has 2 entries, the model has 3 classes",
+        ),
+        (
+            "[optim]",
+            "[loss]\nclass_weights = [1, 2, nan]\n[optim]",
+            r"loss\.class_weights holds nan, must be positive",
+        ),
         ("epochs = 2", "epochs = 2\nname = 'lion'", r"`\$\.optim\.name`"),
         (
             "epochs = 2",
@@ -132,6 +177,8 @@ def test_a_senseless_recipe_is_refused(tmp_path: Path, old: str, new: str, messa
     [
         ("folder", "camvid", r"data\.layout 'camvid' is not for classification"),
         ("[optim]", "labels = ['a', 'b']\n[optim]", r"data\.labels has 2 entries.* 3 classes"),
+        ("[optim]", "[augment]\nzoom = [1, 2]\n[optim]", r"augment\.zoom is for segmentation"),
+        ("[optim]", "[augment]\ncrop = [8, 8]\n[optim]", r"augment\.crop is for segmentation"),
     ],
 )
 def test_so_is_one_for_classification(tmp_path: Path, old: str, new: str, message: str) -> None:

@@ -387,6 +387,15 @@ def test_the_card_decides_model_and_input(segmenter: Trained, tmp_path: Path) ->
     assert recipe.seed == 5
 
 
+def test_the_plain_iteration_is_tuned_whatever_the_recipe_was_trained_with(
+    segmenter: Trained, tmp_path: Path
+) -> None:
+    solver = replace(SEGMENTER.solver, name="broyden", m=4)
+    other = replace(SEGMENTER, solver=solver, gradient=replace(SEGMENTER.gradient, m=4))
+    recipe = choose_recipe(segmenter[0], write_recipe(other, tmp_path / "recipe.toml"))
+    assert (recipe.solver.name, recipe.solver.m, recipe.gradient.m) == ("fixed_point", 0, 0)
+
+
 def test_without_a_recipe_the_task_decides_the_layout(trained: Trained) -> None:
     task = load_weights(trained[0])[1].model.task
     expected = {"segmentation": "camvid", "classification": "folder"}[task]
