@@ -51,13 +51,16 @@ def writing_bundle(path: Path, force: bool = False) -> Iterator[Path]:
             temporary.mkdir()
         except OSError as error:
             raise BundleError(f"cannot write to {path.parent}: {error.strerror}") from error
-        yield temporary
         try:
+            yield temporary
             sync_tree(temporary)
             put_in_place(temporary, path)
             sync_folder(path.parent)
         except OSError as error:
-            raise BundleError(f"cannot write {path}: {error.strerror}") from error
+            raise BundleError(
+                f"cannot write {path}: {error.strerror or error}; free some space, or choose "
+                "another place"
+            ) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 

@@ -6,17 +6,23 @@ Exit codes: 0 done, 1 failed check or bad input, 2 usage.
 from __future__ import annotations
 
 import sys
+from typing import NoReturn
 
 import typer
 
 from edge_mdeq import __version__
 from edge_mdeq.cli import export, import_, inspect, run, train, tune
-from edge_mdeq.cli.console import fail
+from edge_mdeq.cli.console import INTERRUPTED, fail
 from edge_mdeq.cli.greedy import spread
 from edge_mdeq.errors import EdgeMdeqError
 
 __all__ = ["app", "main"]
 
+LEFT = {
+    "run": "what was written until then is finished",
+    "train": "--resume goes on from the last checkpoint",
+    "tune": "--resume goes on from the last checkpoint",
+}
 GREEDY = frozenset(
     {"--iterations", "--ignore"}
 )  # options that take all their values after one name
@@ -57,11 +63,24 @@ app.command("run")(run.run)
 
 def main() -> None:
     """Entry point: every error of ours is one message and exit code 1, without a traceback."""
+    verb = sys.argv[1] if len(sys.argv) > 1 else ""
     try:
         app(args=spread(sys.argv[1:], GREEDY))
     except EdgeMdeqError as error:
         fail(str(error))
         sys.exit(1)
+    except MemoryError as error:
+        fail(f"out of memory ({error}); choose a smaller image, batch or model")
+        sys.exit(1)
     except KeyboardInterrupt:
-        fail("interrupted")
-        sys.exit(130)
+        interrupted(verb)
+    except SystemExit as stop:
+        if stop.code == INTERRUPTED:  # how typer passes on Ctrl-C
+            interrupted(verb)
+        raise
+
+
+def interrupted(verb: str) -> NoReturn:
+    """Say what is left of the work, and exit."""
+    fail(f"interrupted; {LEFT.get(verb, 'nothing was written')}")
+    sys.exit(INTERRUPTED)

@@ -9,7 +9,10 @@ from contextlib import contextmanager
 
 import typer
 
-__all__ = ["busy", "fail", "next_step", "quote"]
+__all__ = ["INTERRUPTED", "busy", "fail", "next_step", "quote"]
+
+
+INTERRUPTED = 130  # exit code after Ctrl-C, as shells have it
 
 
 def fail(message: str) -> None:

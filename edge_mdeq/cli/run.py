@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import logging
+import os
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -11,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from edge_mdeq.cli.console import next_step
+from edge_mdeq.cli.console import INTERRUPTED, next_step
 from edge_mdeq.errors import ConfigError, SourceError
 
 if TYPE_CHECKING:
@@ -21,8 +24,6 @@ if TYPE_CHECKING:
     from mdeq_runtime.summary import Summary
 
 __all__ = ["run"]
-
-INTERRUPTED = 130  # exit code after Ctrl-C, as shells have it
 
 
 def run(
@@ -46,6 +47,8 @@ def run(
     as_json: bool = typer.Option(False, "--json", help="Print the summary as JSON."),
 ) -> None:
     """Run a bundle on a camera, a video or images."""
+    keep_libraries_quiet()
+    stop_by_signals()
     from mdeq_runtime import Model, SessionSettings
     from mdeq_runtime.pipeline import run as run_pipeline
     from mdeq_runtime.sources import open_source
@@ -80,6 +83,34 @@ def run(
         if written:
             typer.echo(f"wrote {written}")
         next_step("edge-mdeq", "run", str(bundle), source, "display://")
+
+
+def keep_libraries_quiet() -> None:
+    """Let only our own messages through, which say what to do; the variables bring the rest back.
+
+    OpenCV and FFmpeg read them from the environment, before anything is opened.
+    """
+    logging.basicConfig(format="warning: %(message)s", level=logging.WARNING)
+    os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")
+    os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
+
+
+def stop_by_signals() -> None:
+    """Let a service manager, or a lost terminal, end a run as Ctrl-C does: with its files whole.
+
+    The first signal counts. What follows it is ignored, so that an impatient user does not lose the
+    video that is being finished.
+    """
+    numbers = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
+
+    def stop(number: int, frame: object) -> None:
+        for each in numbers:
+            signal.signal(each, signal.SIG_IGN)
+        raise KeyboardInterrupt
+
+    for number in numbers:
+        if signal.getsignal(number) != signal.SIG_IGN:  # as under nohup
+            signal.signal(number, stop)
 
 
 def open_sinks(stack: ExitStack, targets: list[str], source: Source, model: Model) -> list[Sink]:

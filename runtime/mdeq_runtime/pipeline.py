@@ -16,7 +16,7 @@ from typing import Protocol
 from mdeq_runtime.frames import check_frame
 from mdeq_runtime.memory import peak_resident_bytes
 from mdeq_runtime.results import Frame, Result
-from mdeq_runtime.sinks.base import Sink
+from mdeq_runtime.sinks.base import Sink, refuse_clashes
 from mdeq_runtime.slot import Capture, capture
 from mdeq_runtime.sources.base import Source
 from mdeq_runtime.summary import Percentiles, Summary, Tally
@@ -62,12 +62,14 @@ def run(
 
     Raises:
         SourceError, SinkError, FrameError: from the source, a sink, or the check of each frame.
+        SinkError: two outputs are one file, or one is the source's; nothing was run.
     """
     tally = Tally()
     dropped = 0
     interrupted = False
     started = time.perf_counter()
     with _closing([*sinks, source]):
+        refuse_clashes(source, sinks)
         try:
             with capture(source) as frames:
                 try:
@@ -137,7 +139,10 @@ def _closing(things: Sequence[_Closable]) -> Iterator[None]:
 
 def _close(thing: _Closable) -> BaseException | None:
     try:
-        thing.close()
-    except (Exception, KeyboardInterrupt) as error:  # a second Ctrl-C must not lose other sinks
+        try:
+            thing.close()
+        except KeyboardInterrupt:  # a second Ctrl-C must not lose what was written
+            thing.close()
+    except (Exception, KeyboardInterrupt) as error:
         return error
     return None

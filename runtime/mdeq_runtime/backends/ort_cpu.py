@@ -145,8 +145,8 @@ class OrtCpuBackend:
 def share_arena(ort: ModuleType) -> None:
     """One arena for the graphs of the whole process, made once and kept.
 
-    Graphs take turns, so what one frees the next can use. On camvid-nano this saves 2 MB and a tenth
-    of the time of a solve over plain malloc, which gives pages back only to fetch them again; an
+    Graphs take turns, so what one frees the next can use. On camvid-nano this saves 2 MB and a
+    tenth of a solve's time over plain malloc, which gives pages back only to fetch them again; an
     arena per graph would cost 11 MB more for each further rung.
     """
     kind, memory = ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR, ort.OrtMemType.DEFAULT

@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Protocol
 
 from edge_mdeq.errors import SinkError
 from mdeq_runtime.results import Frame, Result
+from mdeq_runtime.sources.base import Source
 
-__all__ = ["Sink", "make_folder"]
+__all__ = ["Sink", "check_file", "check_folder", "refuse_clashes"]
 
 
 class Sink(Protocol):
-    """Takes results, one after the other."""
+    """Takes results, one after the other.
+
+    Attributes:
+        place: the file or folder that it writes, None for neither.
+    """
+
+    place: Path | None = None
 
     def write(self, frame: Frame, result: Result) -> bool:
         """Take one result; False asks to stop the run.
@@ -43,8 +52,10 @@ class Sink(Protocol):
         self.close()
 
 
-def make_folder(path: Path) -> None:
-    """Make a folder and its parents, or say why not.
+def check_folder(path: Path) -> None:
+    """Make a folder and its parents where they are missing, and see that files can be made there.
+
+    A file is made and removed: permissions alone say little of a read-only or special file system.
 
     Raises:
         SinkError: a file is in the way, or there is no permission.
@@ -55,3 +66,46 @@ def make_folder(path: Path) -> None:
         raise SinkError(
             f"cannot make the output folder {path} ({error.strerror}); choose another place"
         ) from error
+    probe = path / f".{os.getpid()}.part"
+    try:
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise SinkError(
+            f"cannot write into {path} ({error.strerror}); choose another place"
+        ) from error
+
+
+def check_file(path: Path) -> None:
+    """See that a file can be written, and leave it as it is.
+
+    Raises:
+        SinkError: a folder or a protected file is in its place, or its parent cannot be written.
+    """
+    if path.is_dir():
+        raise SinkError(f"{path} is a folder; name a file")
+    if not path.exists():
+        check_folder(path.parent)
+    elif not os.access(path, os.W_OK):
+        raise SinkError(f"no permission to write {path}; choose another name")
+
+
+def refuse_clashes(source: Source, sinks: Sequence[Sink]) -> None:
+    """See that no output takes the place of the source or of another output.
+
+    Raises:
+        SinkError: one does.
+    """
+    read = {file.resolve() for file in source.files}
+    taken: set[Path] = set()
+    for place in (sink.place.resolve() for sink in sinks if sink.place is not None):
+        if place in read:
+            raise SinkError(f"output {place} is the source itself; choose another name")
+        if any(file.parent == place and file.suffix == ".png" for file in read):
+            raise SinkError(
+                f"output folder {place} holds the source's images, and masks could take their "
+                "names; choose another folder"
+            )
+        if place in taken:
+            raise SinkError(f"output {place} is given twice; drop one")
+        taken.add(place)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -12,7 +13,7 @@ import msgspec
 from edge_mdeq.errors import SinkError
 from mdeq_runtime.answers import UNSEEN, class_shares, label_of, top_scores
 from mdeq_runtime.results import Frame, Result
-from mdeq_runtime.sinks.base import Sink, make_folder
+from mdeq_runtime.sinks.base import Sink, check_file
 
 __all__ = ["JsonLinesSink", "describe"]
 
@@ -23,43 +24,55 @@ class JsonLinesSink(Sink):
     """Writes ``describe(result)`` line by line; every line is whole once it is in the file."""
 
     def __init__(self, path: Path, labels: Sequence[str]) -> None:
-        """Start the file anew.
+        """Check that ``path`` can be written; the first result starts the file anew.
 
         Raises:
-            SinkError: it cannot be opened for writing.
+            SinkError: it cannot be written.
         """
-        make_folder(path.parent)
-        self._path = path
+        check_file(path)
+        self._path = self.place = path
         self._labels = tuple(labels)
-        try:
-            # unbuffered: a reader that follows the file sees whole lines, at once
-            self._file: IO[bytes] | None = path.open("wb", buffering=0)
-        except OSError as error:
-            raise self._failure("open", error) from error
+        self._file: IO[bytes] | None = None
+        self._closed = False
+        self._size = 0  # bytes of whole lines
 
     def write(self, frame: Frame, result: Result) -> bool:
-        """Append one line."""
-        if self._file is None:
+        """Append one line.
+
+        Raises:
+            SinkError: it cannot be written, or the sink is closed.
+        """
+        if self._closed:
             raise SinkError(f"{self._path} was closed; open a new sink")
         line = msgspec.json.encode(describe(result, self._labels)) + b"\n"
         try:
+            if self._file is None:
+                # unbuffered: a reader that follows the file sees whole lines, at once
+                self._file = self._path.open("wb", buffering=0)
             if self._file.write(line) != len(line):
                 raise OSError(None, "the disk is full")
         except OSError as error:
-            raise self._failure("write", error) from error
+            self._drop_torn_line()
+            raise SinkError(
+                f"cannot write {self._path} ({error.strerror}); free some space, or choose a place "
+                "where this user may write"
+            ) from error
+        self._size += len(line)
         return True
 
     def close(self) -> None:
         """Close the file."""
+        self._closed = True
         if self._file is not None:
             self._file.close()
             self._file = None
 
-    def _failure(self, action: str, error: OSError) -> SinkError:
-        return SinkError(
-            f"cannot {action} {self._path} ({error.strerror}); free some space, or choose a place "
-            "where this user may write"
-        )
+    def _drop_torn_line(self) -> None:
+        """What a full disk cut off helps nobody who reads line by line."""
+        if self._file is not None:
+            with suppress(OSError):  # a device or a pipe has no size
+                self._file.truncate(self._size)
+                self._file.seek(self._size)
 
 
 def describe(result: Result, labels: Sequence[str]) -> dict[str, Any]:

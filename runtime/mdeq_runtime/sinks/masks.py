@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
 from edge_mdeq.errors import SinkError, require
 from mdeq_runtime.results import Frame, Result
-from mdeq_runtime.sinks.base import Sink, make_folder
+from mdeq_runtime.sinks.base import Sink, check_folder
 
 __all__ = ["MaskSink"]
 
@@ -23,10 +22,8 @@ class MaskSink(Sink):
             SinkError: the folder cannot be made or written.
         """
         self._cv2: Any = require("cv2", "camera", "writing masks")
-        make_folder(folder)
-        if not os.access(folder, os.W_OK | os.X_OK):
-            raise SinkError(f"no permission to write into {folder}; choose another folder")
-        self._folder = folder
+        check_folder(folder)
+        self._folder = self.place = folder
 
     def write(self, frame: Frame, result: Result) -> bool:
         """Write one mask.
@@ -46,12 +43,13 @@ class MaskSink(Sink):
         temporary = path.with_suffix(".part")
         try:
             temporary.write_bytes(data.tobytes())
-            os.replace(temporary, path)
+            temporary.replace(path)
         except OSError as error:
-            temporary.unlink(missing_ok=True)
             raise SinkError(
                 f"cannot write {path} ({error.strerror}); free some space, or choose another folder"
             ) from error
+        finally:
+            temporary.unlink(missing_ok=True)
         return True
 
     def close(self) -> None:

@@ -18,7 +18,7 @@ from edge_mdeq.errors import SinkError, require
 from edge_mdeq.fitting import fit_image, plan_fit
 from mdeq_runtime.overlay import Image, Palette, draw
 from mdeq_runtime.results import Frame, Result
-from mdeq_runtime.sinks.base import Sink, make_folder
+from mdeq_runtime.sinks.base import Sink, check_file, check_folder
 
 __all__ = ["CODECS", "VideoSink"]
 
@@ -46,7 +46,7 @@ class VideoSink(Sink):
             SinkError: a folder is in its place, or its parent cannot be made or written.
         """
         self._cv2: Any = require("cv2", "camera", "writing video files")
-        self._path = path
+        self._path = self.place = path
         self._temporary = path.with_name(f".{path.stem}.{os.getpid()}.part{path.suffix}")
         self._fps = _sound_fps(fps)
         self._labels, self._palette = tuple(labels), tuple(palette)
@@ -55,7 +55,8 @@ class VideoSink(Sink):
         self._frames = 0
         self._failed = False  # said once, not again when closing
         self._last: tuple[int, Image] | None = None
-        _check_place(path)
+        check_file(path)
+        check_folder(path.parent)  # the temporary sibling needs it, whatever is there
 
     def write(self, frame: Frame, result: Result) -> bool:
         """Draw the result on its frame and append it.
@@ -86,18 +87,20 @@ class VideoSink(Sink):
         """
         if self._writer is None:
             return
-        self._writer.release()
-        self._writer = None
+        self._writer.release()  # a second time, after Ctrl-C in here, is harmless
         try:
             arrived = self._count()
             if arrived:
                 with self._temporary.open("rb") as file:
                     os.fsync(file.fileno())
                 os.replace(self._temporary, self._path)
+            else:
+                self._temporary.unlink()
         except OSError as error:
-            raise self._failure(f"{error.strerror}") from error
-        finally:
+            self._writer = None
             self._temporary.unlink(missing_ok=True)
+            raise self._failure(f"{error.strerror}") from error
+        self._writer = None
         if arrived + COUNT_SLACK < self._frames and not self._failed:
             raise self._failure(f"{arrived} of {self._frames} frames arrived, the disk may be full")
 
@@ -145,11 +148,3 @@ def _sound_fps(fps: float | None) -> float:
     if fps is None or not math.isfinite(fps) or not 0.05 <= fps <= MAX_FPS:
         return DEFAULT_FPS
     return fps
-
-
-def _check_place(path: Path) -> None:
-    if path.is_dir():
-        raise SinkError(f"{path} is a folder; give the video another name")
-    make_folder(path.parent)
-    if not os.access(path.parent, os.W_OK | os.X_OK):
-        raise SinkError(f"no permission to write into {path.parent}; write elsewhere")

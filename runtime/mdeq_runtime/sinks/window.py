@@ -38,7 +38,10 @@ class WindowSink(Sink):
         _check_display()
         self._cv2: Any = require("cv2", "camera", "showing a window")
         self._labels, self._palette = tuple(labels), tuple(palette)
-        flags = self._cv2.WINDOW_NORMAL | self._cv2.WINDOW_KEEPRATIO
+        # Qt warns of fonts that OpenCV does not bring; nothing here is lettered with them.
+        os.environ.setdefault("QT_LOGGING_RULES", "default.warning=false")
+        # GUI_NORMAL: no toolbar, which would take a fifth of the picture's room
+        flags = self._cv2.WINDOW_NORMAL | self._cv2.WINDOW_KEEPRATIO | self._cv2.WINDOW_GUI_NORMAL
         self._cv2.namedWindow(TITLE, flags)
         self._sized = False
         self._open = True

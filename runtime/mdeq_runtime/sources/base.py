@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
 from types import TracebackType
 from typing import Protocol
 
@@ -18,12 +20,14 @@ class Source(Protocol):
         fps: frames per second if the source has a rate, else None.
         size: (height, width) in pixels if known before the first frame, else None.
         description: what was opened, such as "USB camera /dev/video0".
+        files: what it reads, so that no output takes their place; none for a camera.
     """
 
     live: bool
     fps: float | None
     size: tuple[int, int] | None
     description: str
+    files: Sequence[Path] = ()
 
     def read(self) -> Frame | None:
         """The next frame; None when a file has ended or the source was closed.

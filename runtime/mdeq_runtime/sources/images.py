@@ -37,6 +37,7 @@ class ImageFiles(Source):
     def __init__(self, paths: Sequence[Path], description: str) -> None:
         self.description = description
         self._cv2: Any = require("cv2", "camera", "reading images")
+        self.files = tuple(paths)
         self._paths = list(paths)
         self._index = 0
 

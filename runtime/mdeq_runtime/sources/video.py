@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,10 @@ from mdeq_runtime.results import Frame
 from mdeq_runtime.sources.base import Source
 
 __all__ = ["VideoFile"]
+
+log = logging.getLogger(__name__)
+
+SHORT = 0.95  # of the announced frames; containers are often off by a few
 
 
 class VideoFile(Source):
@@ -25,9 +30,11 @@ class VideoFile(Source):
         """
         cv2 = require("cv2", "camera", "reading video files")
         self.description = f"video file {path}"
+        self.files = (path,)
         self._position: int = cv2.CAP_PROP_POS_MSEC
         self._capture: Any = cv2.VideoCapture(str(path))
         self._index = 0
+        self._ended = False
         if not self._capture.isOpened():
             raise SourceError(
                 f"{path} cannot be opened as a video: it is damaged, not a video, or of a codec "
@@ -40,12 +47,12 @@ class VideoFile(Source):
         self.size: tuple[int, int] | None = (height, width) if min(height, width) > 0 else None
 
     def read(self) -> Frame | None:
-        """The next frame, or None at the end.
+        """The next frame, or None at the end; a warning says if that came early.
 
         Raises:
             SourceError: not even the first frame can be decoded.
         """
-        if self._capture is None:
+        if self._capture is None or self._ended:
             return None
         done, image = self._capture.read()
         if not done:
@@ -53,6 +60,8 @@ class VideoFile(Source):
                 raise SourceError(
                     f"{self.description} holds no frame that can be decoded; it is empty or damaged"
                 )
+            self._ended = True
+            self._warn_if_short()
             return None
         frame = Frame(image, self._index, self._capture.get(self._position) / 1000.0)
         self._index += 1
@@ -63,3 +72,16 @@ class VideoFile(Source):
         if self._capture is not None:
             self._capture.release()
             self._capture = None
+
+    def _warn_if_short(self) -> None:
+        """OpenCV does not tell an end from damage, and trimmed files end early: no error."""
+        cv2 = require("cv2", "camera", "reading video files")
+        announced = int(self._capture.get(cv2.CAP_PROP_FRAME_COUNT))  # negative where unknown
+        if self._index < SHORT * announced:
+            log.warning(
+                "%s ended after %d of the %d frames that it announces; unless it was trimmed, it "
+                "is truncated or damaged",
+                self.description,
+                self._index,
+                announced,
+            )
