@@ -55,13 +55,21 @@ class WindowSink(Sink):
             self._sized = True
         cv2.imshow(TITLE, draw(frame.image, result, self._labels, self._palette))
         key = cv2.waitKey(1) & 0xFF
-        return key not in STOP_KEYS and cv2.getWindowProperty(TITLE, cv2.WND_PROP_VISIBLE) >= 1
+        return key not in STOP_KEYS and self._visible()
 
     def close(self) -> None:
         """Close the window."""
         if self._open:
             self._open = False
             self._cv2.destroyAllWindows()
+
+    def _visible(self) -> bool:
+        """Whether the user has not closed it."""
+        cv2 = self._cv2
+        try:
+            return bool(cv2.getWindowProperty(TITLE, cv2.WND_PROP_VISIBLE) >= 1)
+        except cv2.error:  # with its last window Qt's whole side of OpenCV is gone
+            return False
 
 
 def _check_display() -> None:

@@ -1,0 +1,143 @@
+"""The window on a real X server: what it shows, and every way of closing it."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))  # for the server below
+
+from xserver import XServer, running_xserver
+
+from mdeq_runtime.overlay import draw
+from mdeq_runtime.results import Result
+from mdeq_runtime.sinks.window import TITLE
+
+SIZE = (240, 320)
+LABELS, PALETTE = ("sky", "road"), ((10, 20, 200), (200, 20, 10))
+
+SHOW = f"""
+import time
+import numpy as np
+from mdeq_runtime.results import Frame, Result
+from mdeq_runtime.sinks import open_sink
+
+mask = np.zeros({SIZE}, np.uint8)
+mask[:, 160:] = 1
+image = np.full((*{SIZE}, 3), 100, np.uint8)
+result = Result(mask, None, 4, 0.02, True, True, "", {{"solve": 2.0}})
+with open_sink("display://", labels={LABELS}, palette={PALETTE}) as sink:
+    index = 0
+    while sink.write(Frame(image, index, 0.0), result):
+        index += 1
+        if index == 10:
+            print("showing", flush=True)
+        time.sleep(0.02)
+print("closed")
+"""
+
+
+@pytest.fixture(scope="module")
+def xserver(tmp_path_factory: pytest.TempPathFactory) -> Iterator[XServer]:
+    with running_xserver(tmp_path_factory.mktemp("screen")) as server:
+        yield server
+
+
+@pytest.fixture
+def shown(xserver: XServer) -> Iterator[subprocess.Popen[str]]:
+    """A process that shows a result until the user has had enough."""
+    with subprocess.Popen(
+        [sys.executable, "-c", SHOW],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=xserver.environment,
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "showing\n"
+        yield process
+        process.kill()
+
+
+def test_the_window_is_the_annotated_frame_and_nothing_else(
+    xserver: XServer, shown: subprocess.Popen[str]
+) -> None:
+    mask = np.zeros(SIZE, np.uint8)
+    mask[:, 160:] = 1
+    image = np.full((*SIZE, 3), 100, np.uint8)
+    result = Result(mask, None, 4, 0.02, True, True, "", {"solve": 2.0})
+    drawn = draw(image, result, LABELS, PALETTE)
+    screen = xserver.picture()
+    on_screen = screen[: SIZE[0], : SIZE[1]].astype(int)
+    assert (np.abs(on_screen - drawn) <= 2).mean() > 0.99
+    assert not screen[SIZE[0] :].any()
+    assert not screen[:, SIZE[1] :].any()
+
+
+@pytest.mark.parametrize("way", ["q", "Q", "Escape", "the window's button"])
+def test_the_user_ends_it(xserver: XServer, shown: subprocess.Popen[str], way: str) -> None:
+    window = xserver.window(TITLE)
+    if way == "the window's button":
+        xserver.close_window(window)
+    else:
+        xserver.press(window, way)
+    out, err = shown.communicate(timeout=10)
+    assert shown.returncode == 0, err
+    assert out == "closed\n"
+    assert err == ""
+
+
+def test_another_key_does_not_end_it(xserver: XServer, shown: subprocess.Popen[str]) -> None:
+    xserver.press(xserver.window(TITLE), "x")
+    with pytest.raises(subprocess.TimeoutExpired):
+        shown.wait(1.0)
+
+
+@pytest.mark.parametrize("way", ["q", "Ctrl-C"])
+def test_a_run_in_a_window_ends_with_whole_files(
+    xserver: XServer, segmenter_bundle: Path, tmp_path: Path, way: str
+) -> None:
+    clip, video, lines = (tmp_path / name for name in ("clip.avi", "out.mp4", "out.jsonl"))
+    writer = cv2.VideoWriter(str(clip), cv2.VideoWriter.fourcc(*"MJPG"), 10.0, (96, 64))
+    rng = np.random.default_rng(0)
+    for _ in range(3000):
+        writer.write(np.asarray(cv2.resize(rng.integers(0, 256, (4, 6, 3), np.uint8), (96, 64))))
+    writer.release()
+    command = [sys.executable, "-m", "edge_mdeq.cli", "run", str(segmenter_bundle), str(clip)]
+    command += ["display://", "--output", str(video), "--output", str(lines), "--cold", "64"]
+    with subprocess.Popen(
+        [*command, "--warm", "0"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=xserver.environment | {"OMP_NUM_THREADS": "1"},
+    ) as process:
+        window = xserver.window(TITLE)
+        deadline = time.monotonic() + 30
+        while not (lines.exists() and lines.read_text().count("\n") >= 3):
+            assert process.poll() is None, process.communicate()
+            assert time.monotonic() < deadline, "no result in half a minute"
+            time.sleep(0.05)
+        if way == "q":
+            xserver.press(xserver.window(TITLE) or window, "q")
+        else:
+            process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=30)
+    assert process.returncode == (0 if way == "q" else 130), err
+    assert "Traceback" not in err
+    written = [json.loads(line)["index"] for line in lines.read_text().splitlines()]
+    assert written == list(range(len(written)))
+    assert 3 <= len(written) < 3000
+    played, count = cv2.VideoCapture(str(video)), 0
+    while played.grab():
+        count += 1
+    assert abs(count - len(written)) <= 1
