@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from mdeq_runtime.pipeline import run
 from mdeq_runtime.results import Frame, Result
 from mdeq_runtime.sinks import open_sink
 from mdeq_runtime.sinks.base import Sink
+from mdeq_runtime.sinks.video import VideoSink
 from mdeq_runtime.sources import open_source
 from mdeq_runtime.sources.base import Source
 
@@ -176,6 +178,74 @@ def test_ctrl_c_leaves_a_video_that_plays(clip: Path, tmp_path: Path) -> None:
     assert summary.frames == 5
     assert count_frames(out) == 5
     assert not list(tmp_path.glob(".*part*"))
+
+
+@pytest.mark.parametrize("moment", ["_count", "release"])
+def test_a_second_ctrl_c_does_not_lose_the_video(clip: Path, tmp_path: Path, moment: str) -> None:
+    out = tmp_path / "out.mp4"
+    sink = VideoSink(out, 10.0, (), ())
+    presses = [KeyboardInterrupt]
+
+    def press(before: Callable[[], Any]) -> Callable[[], Any]:
+        def then() -> Any:
+            if presses:
+                raise presses.pop()
+            return before()
+
+        return then
+
+    class Writer:
+        def __init__(self, writer: Any) -> None:
+            self.write = writer.write
+            self.release = press(writer.release)
+
+    def interrupted(frame: Frame) -> Result:
+        if frame.index == 5:
+            if moment == "release":
+                sink._writer = Writer(sink._writer)
+            raise KeyboardInterrupt
+        return session(frame)
+
+    if moment == "_count":
+        sink._count = press(sink._count)  # type: ignore[method-assign]
+    summary = run(interrupted, open_source(clip), [sink])
+    assert summary.interrupted
+    assert not presses
+    assert count_frames(out) == 5
+    assert not list(tmp_path.glob(".*part*"))
+
+
+# Outputs that would destroy something
+
+
+def test_the_source_is_never_written_over(clip: Path, tmp_path: Path) -> None:
+    before = clip.read_bytes()
+    (tmp_path / "link.avi").symlink_to(clip)
+    for source, output in ((clip, clip), (tmp_path / "link.avi", clip), (clip, "link.avi")):
+        sinks = [open_sink(tmp_path / output)]
+        with pytest.raises(SinkError, match="is the source itself"):
+            run(session, open_source(source), sinks)
+    assert clip.read_bytes() == before
+
+
+def test_masks_do_not_go_among_the_pictures_they_are_made_of(tmp_path: Path) -> None:
+    for name in ("000000.png", "000001.png"):
+        cv2.imwrite(str(tmp_path / name), np.full((24, 32, 3), 50, np.uint8))
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    with pytest.raises(SinkError, match="holds the source's images"):
+        run(session, open_source(tmp_path), [open_sink(f"{tmp_path}/")])
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+    inner = open_sink(f"{tmp_path}/masks/")
+    assert run(session, open_source(tmp_path), [inner]).frames == 2
+
+
+@pytest.mark.parametrize("name", ["out.mp4", "out.jsonl", "masks/"])
+def test_an_output_is_given_once(clip: Path, tmp_path: Path, name: str) -> None:
+    (tmp_path / "folder").mkdir()
+    sinks = [open_sink(f"{tmp_path}/{name}"), open_sink(f"{tmp_path}/folder/../{name}")]
+    with pytest.raises(SinkError, match="is given twice"):
+        run(session, open_source(clip), sinks)
+    assert not [path for path in tmp_path.rglob("*") if path.is_file() and path != clip]
 
 
 LIVE_RUN = """

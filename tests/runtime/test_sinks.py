@@ -211,6 +211,82 @@ def test_a_folder_without_permission(tmp_path: Path, name: str) -> None:
         open_sink(f"{tmp_path}/{name}")
 
 
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="needs /proc")
+@pytest.mark.parametrize("name", ["out.mp4", "out.jsonl", "masks://"])
+def test_a_file_system_that_takes_no_files(name: str) -> None:
+    """Permissions allow root to write into /proc, and still nothing can be made there."""
+    with pytest.raises(SinkError, match=r"cannot (write into|make the output folder) /proc"):
+        open_sink(f"{name}/proc/masks" if name.endswith("//") else f"/proc/{name}")
+
+
+@pytest.mark.parametrize("name", ["out.mp4", "out.jsonl", "masks/"])
+def test_opening_an_output_leaves_what_is_there_as_it_is(tmp_path: Path, name: str) -> None:
+    """Until a result comes the run may still be refused."""
+    (tmp_path / "masks").mkdir()
+    files = [tmp_path / "out.mp4", tmp_path / "out.jsonl", tmp_path / "masks" / "000000.png"]
+    for path in files:
+        path.write_text("precious")
+    open_sink(f"{tmp_path}/{name}").close()
+    assert {path.read_text() for path in files} == {"precious"}
+    assert sorted(path for path in tmp_path.rglob("*") if path.is_file()) == sorted(files)
+
+
+@pytest.mark.parametrize("name", ["new.mp4", "new.jsonl", "masks/"])
+def test_opening_an_output_makes_no_file(tmp_path: Path, name: str) -> None:
+    open_sink(f"{tmp_path}/{name}").close()
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
+FILL = """
+import resource, sys
+import numpy as np
+from edge_mdeq.errors import SinkError
+from mdeq_runtime.results import Frame, Result
+from mdeq_runtime.sinks import open_sink
+
+sink = open_sink(sys.argv[1])
+limit = int(sys.argv[2])  # bytes in a file: a disk that fills up in the middle of a write
+resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+rng = np.random.default_rng(0)
+image = rng.integers(0, 256, (64, 96, 3), dtype=np.uint8)
+try:
+    for index in range(1000):
+        mask = rng.integers(0, 4 if index else 1, (64, 96), dtype=np.uint8)
+        result = Result(mask, None, 2, 0.1, True, True, "", index=index)
+        sink.write(Frame(image, index, 0.0), result)
+except SinkError as error:
+    print(error)
+sink.close()
+"""
+
+
+@pytest.mark.parametrize(("name", "limit"), [("out.jsonl", 5000), ("masks/", 1000)])
+def test_a_disk_that_fills_up_leaves_no_half_result(tmp_path: Path, name: str, limit: int) -> None:
+    command = [sys.executable, "-c", FILL, f"{tmp_path}/{name}", str(limit)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("cannot write ")
+    if name == "out.jsonl":
+        lines = (tmp_path / name).read_text().splitlines(keepends=True)
+        assert len(lines) > 5
+        assert [json.loads(line)["index"] for line in lines] == list(range(len(lines)))
+        assert lines[-1].endswith("\n")
+    else:
+        assert [path.name for path in (tmp_path / name).iterdir()] == ["000000.png"]
+        mask = cv2.imread(f"{tmp_path}/masks/000000.png", cv2.IMREAD_UNCHANGED)
+        assert mask is not None
+        assert not mask.any()
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_a_device_may_stand_in_for_a_file(tmp_path: Path) -> None:
+    (tmp_path / "full.jsonl").symlink_to("/dev/full")
+    sink = open_sink(tmp_path / "full.jsonl")
+    with pytest.raises(SinkError, match="No space left"):
+        sink.write(frame(0), result(0))
+    sink.close()
+
+
 @pytest.mark.parametrize(
     ("target", "message"),
     [

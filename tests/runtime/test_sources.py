@@ -18,10 +18,10 @@ SIZE = (48, 64)
 
 
 def write_video(path: Path, frames: int, fps: float = 10.0) -> Path:
-    """A video whose frame i has the grey level 20 * i."""
+    """A video whose frame i has the grey level 20 * i, from 0 again after 12."""
     writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"MJPG"), fps, SIZE[::-1])
     for index in range(frames):
-        writer.write(np.full((*SIZE, 3), 20 * index, np.uint8))
+        writer.write(np.full((*SIZE, 3), 20 * (index % 13), np.uint8))
     writer.release()
     return path
 
@@ -38,6 +38,27 @@ def test_a_video_gives_every_frame_in_order_and_then_none(tmp_path: Path) -> Non
         assert frame.index == index
         assert frame.timestamp == pytest.approx(index / 10, abs=0.01)
         assert abs(float(frame.image.mean()) - 20 * index) < 4
+
+
+@pytest.mark.parametrize("part", [1.0, 0.5])
+def test_a_video_that_was_cut_off_says_so_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, part: float
+) -> None:
+    whole = write_video(tmp_path / "whole.avi", 40).read_bytes()
+    path = tmp_path / "clip.avi"
+    path.write_bytes(whole[: int(part * len(whole))])
+    with open_source(path) as source:
+        count = 0
+        while source.read() is not None:
+            count += 1
+        assert source.read() is None
+    if part == 1.0:
+        assert count == 40
+        assert not caplog.messages
+    else:
+        assert 0 < count < 40
+        (message,) = caplog.messages
+        assert f"clip.avi ended after {count} of the 40 frames" in message
 
 
 def test_a_file_uri_may_be_percent_encoded(tmp_path: Path) -> None:
