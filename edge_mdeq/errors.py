@@ -106,6 +106,8 @@ def require(module: str, extra: str, purpose: str) -> ModuleType:
     try:
         return importlib.import_module(module)
     except ImportError as error:
+        if isinstance(error.__cause__, KeyboardInterrupt):  # how compiled modules pass on Ctrl-C
+            raise error.__cause__ from None
         raise MissingExtraError(
             f"{purpose} needs the module {module!r}, which could not be imported ({error}); "
             f"install it with: pip install 'edge-mdeq[{extra}]'"

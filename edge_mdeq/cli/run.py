@@ -48,7 +48,6 @@ def run(
 ) -> None:
     """Run a bundle on a camera, a video or images."""
     keep_libraries_quiet()
-    stop_by_signals()
     from mdeq_runtime import Model, SessionSettings
     from mdeq_runtime.pipeline import run as run_pipeline
     from mdeq_runtime.sources import open_source
@@ -72,6 +71,7 @@ def run(
         sinks = open_sinks(stack, targets, opened, model)
         note(opened, model, as_json)
         on_result = stack.enter_context(progress_bar(opened, as_json))
+        stop_by_signals()
         summary = run_pipeline(session, opened, sinks, max_frames=max_frames, on_result=on_result)
     report(summary, as_json)
     if not summary.frames and not summary.interrupted:
@@ -98,8 +98,9 @@ def keep_libraries_quiet() -> None:
 def stop_by_signals() -> None:
     """Let a service manager, or a lost terminal, end a run as Ctrl-C does: with its files whole.
 
-    The first signal counts. What follows it is ignored, so that an impatient user does not lose the
-    video that is being finished.
+    The first signal counts; what follows it is ignored, so that an impatient user does not lose the
+    video that is being finished. Called once there is something to lose: Python hears of signals
+    only between calls of libraries, and a source may take its time to open.
     """
     numbers = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
 

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -236,39 +233,6 @@ def test_an_altered_bundle_is_refused_by_inspect(
     done = call("inspect", path)
     assert done.returncode == 1
     assert "does not have the SHA-256" in done.stderr
-
-
-def test_ctrl_c_leaves_a_playable_video(segmenter_bundle: Path, tmp_path: Path) -> None:
-    clip = write_video(tmp_path / "long.avi", 4000)
-    video, lines = tmp_path / "out.mp4", tmp_path / "out.jsonl"
-    process = subprocess.Popen(
-        [
-            *COMMAND, "run", str(segmenter_bundle), str(clip), str(video), "--output", str(lines),
-            "--cold", "64", "--warm", "0",
-        ],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
-    try:
-        deadline = time.monotonic() + 60
-        while not (lines.exists() and lines.read_text().count("\n") >= 3):
-            assert process.poll() is None, process.communicate()
-            assert time.monotonic() < deadline, "no result in a minute"
-            time.sleep(0.05)
-        process.send_signal(signal.SIGINT)
-        out, err = process.communicate(timeout=30)
-    finally:
-        process.kill()
-    assert process.returncode == 130
-    assert "Traceback" not in err
-    written = [json.loads(line) for line in lines.read_text().splitlines()]
-    assert 3 <= len(written) < 4000
-    shapes = frames_in(video)
-    assert abs(len(shapes) - len(written)) <= 1, "the sinks may be a frame apart"
-    assert set(shapes) == {(64, 96, 3)}
-    assert "frames in" in out
 
 
 # Options that take several values

@@ -1,0 +1,218 @@
+"""Ctrl-C, and what a service manager or a lost terminal sends, in the middle of every long verb."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+COMMAND = [sys.executable, "-m", "edge_mdeq.cli"]
+WAIT_S = 60.0
+
+
+def start(cwd: Path, *arguments: str | Path) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [*COMMAND, *map(str, arguments)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=cwd,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+
+
+def interrupt(
+    process: subprocess.Popen[str],
+    when: Callable[[], bool],
+    number: signal.Signals = signal.SIGINT,
+    times: int = 1,
+) -> str:
+    """Send a signal as soon as ``when()``; what the command said on stderr."""
+    try:
+        deadline = time.monotonic() + WAIT_S
+        while not when():
+            assert process.poll() is None, process.communicate()
+            assert time.monotonic() < deadline, f"nothing to interrupt within {WAIT_S:g} s"
+            time.sleep(0.005)
+        for _ in range(times):
+            process.send_signal(number)
+            time.sleep(0.01)
+        _, err = process.communicate(timeout=30)
+    finally:
+        process.kill()
+    assert process.returncode == 130, err
+    assert "Traceback" not in err
+    assert "error: interrupted; " in err.splitlines()[-1]
+    return err
+
+
+def lines_in(path: Path) -> int:
+    return path.read_text().count("\n") if path.exists() else 0
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+# Run
+
+
+@pytest.fixture(scope="module")
+def long_clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("clip") / "long.avi"
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"MJPG"), 10.0, (96, 64))
+    rng = np.random.default_rng(0)
+    for _ in range(4000):
+        writer.write(np.asarray(cv2.resize(rng.integers(0, 256, (4, 6, 3), np.uint8), (96, 64))))
+    writer.release()
+    return path
+
+
+@pytest.mark.parametrize(
+    ("number", "times"),
+    [(signal.SIGINT, 1), (signal.SIGINT, 5), (signal.SIGTERM, 1), (signal.SIGHUP, 1)],
+    ids=["Ctrl-C", "an impatient Ctrl-C", "SIGTERM", "SIGHUP"],
+)
+def test_a_run_ends_with_whole_files(
+    segmenter_bundle: Path, long_clip: Path, tmp_path: Path, number: signal.Signals, times: int
+) -> None:
+    process = start(
+        tmp_path, "run", segmenter_bundle, long_clip, "out.mp4", "--output", "out.jsonl",
+        "--output", "masks/", "--cold", "64", "--warm", "0",
+    )  # fmt: skip
+    err = interrupt(process, lambda: lines_in(tmp_path / "out.jsonl") >= 3, number, times)
+    assert err == "error: interrupted; what was written until then is finished\n"
+    written = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    assert [line["index"] for line in written] == list(range(len(written)))
+    assert 3 <= len(written) < 4000
+    video, shapes = cv2.VideoCapture(str(tmp_path / "out.mp4")), []
+    while True:
+        done, image = video.read()
+        if not done:
+            break
+        shapes.append(image.shape)
+    assert abs(len(shapes) - len(written)) <= 1, "the sinks may be a frame apart"
+    assert set(shapes) == {(64, 96, 3)}
+    masks = sorted((tmp_path / "masks").iterdir())
+    assert abs(len(masks) - len(written)) <= 1
+    assert all(cv2.imread(str(path), cv2.IMREAD_UNCHANGED) is not None for path in masks)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["masks", "out.jsonl", "out.mp4"]
+
+
+def test_a_run_under_nohup_outlives_its_terminal(segmenter_bundle: Path, long_clip: Path) -> None:
+    process = subprocess.Popen(
+        ["nohup", *COMMAND, "run", str(segmenter_bundle), str(long_clip), "--max-frames", "300"],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"PYTHONUNBUFFERED": "1"},
+    )
+    try:
+        assert process.stdout is not None
+        assert process.stdout.readline().startswith("segmenter on ")
+        process.send_signal(signal.SIGHUP)
+        out, err = process.communicate(timeout=WAIT_S)
+    finally:
+        process.kill()
+    assert process.returncode == 0, err
+    assert "300 frames" in out
+
+
+# Export
+
+
+def test_an_export_leaves_nothing_behind(segmenter_weights: Path, tmp_path: Path) -> None:
+    process = start(tmp_path, "export", segmenter_weights, "-o", "x.mdeq", "-q")
+    err = interrupt(process, lambda: any(tmp_path.iterdir()))
+    assert err == "error: interrupted; nothing was written\n"
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_export_leaves_the_old_bundle(
+    segmenter_weights: Path, segmenter_bundle: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(segmenter_bundle, tmp_path / "x.mdeq")
+    before = contents(tmp_path)
+    process = start(tmp_path, "export", segmenter_weights, "-o", "x.mdeq", "--force", "-q")
+    interrupt(process, lambda: len(list(tmp_path.iterdir())) > 1)
+    assert contents(tmp_path) == before
+
+
+# Train
+
+RECIPE = """
+[model]
+task = "segmentation"
+classes = 2
+channels = [8, 16]
+expansion = 1
+groups = 8
+
+[input]
+height = 32
+width = 32
+
+[data]
+labels = ["dark", "bright"]
+palette = [[0, 0, 0], [255, 255, 255]]
+
+[optim]
+epochs = 100000
+batch = 2
+"""
+
+
+def write_dataset(root: Path) -> None:
+    """Four images of noise in CamVid's layout, each with its bright half as class 1."""
+    rng = np.random.default_rng(0)
+    for split in ("train", "val"):
+        (root / split).mkdir(parents=True)
+        (root / f"{split}annot").mkdir()
+        for index in range(4):
+            image = rng.integers(0, 100, (40, 40, 3), dtype=np.uint8)
+            image[:, 20:] += 100
+            mask = np.zeros((40, 40), np.uint8)
+            mask[:, 20:] = 1
+            cv2.imwrite(f"{root}/{split}/{index}.png", image)
+            cv2.imwrite(f"{root}/{split}annot/{index}.png", mask)
+
+
+def test_a_training_goes_on_where_it_was_interrupted(tmp_path: Path) -> None:
+    write_dataset(tmp_path / "data")
+    (tmp_path / "recipe.toml").write_text(RECIPE)
+    out, log = tmp_path / "out", tmp_path / "out" / "log.jsonl"
+    command = ["train", "recipe.toml", "--data", "data", "--out", "out"]
+    err = interrupt(start(tmp_path, *command), lambda: lines_in(log) >= 3)
+    assert "error: interrupted; --resume goes on from the last checkpoint" in err
+    assert (out / "checkpoint.pt").is_file()
+    assert not [path for path in out.rglob("*") if path.suffix == ".tmp"]
+    assert not list(out.glob("*.safetensors")), "weights are what a finished run leaves"
+    reached = lines_in(log)
+
+    interrupt(start(tmp_path, *command, "--resume"), lambda: lines_in(log) >= reached + 3)
+    epochs = [json.loads(line)["epoch"] for line in log.read_text().splitlines()]
+    assert epochs == list(range(1, len(epochs) + 1)), "no epoch is lost or logged twice"
+
+
+# Before the work
+
+
+@pytest.mark.parametrize("library", ["numpy", "onnxruntime", "cv2"])
+def test_ctrl_c_while_libraries_load(segmenter_bundle: Path, tmp_path: Path, library: str) -> None:
+    """The source is a pipe that nobody writes to, so that no run is over before the signal."""
+    os.mkfifo(tmp_path / "clip.avi")
+    process = start(tmp_path, "run", segmenter_bundle, "clip.avi", "out.mp4")
+    maps = Path(f"/proc/{process.pid}/maps")
+    interrupt(process, lambda: f"/{library}/" in maps.read_text())
+    assert [path.name for path in tmp_path.iterdir()] == ["clip.avi"]
