@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import resource
 import shutil
 import subprocess
 import sys
@@ -16,26 +15,26 @@ import numpy as np
 import pytest
 
 COMMAND = [sys.executable, "-m", "edge_mdeq.cli"]
+LIMITED = """
+import os, resource, sys
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[1]),) * 2)
+os.execv(sys.argv[2], sys.argv[2:])
+"""
 
 
 def call(
     cwd: Path, *arguments: str | Path, file_limit: int | None = None
 ) -> subprocess.CompletedProcess[str]:
     """Run the command; ``file_limit`` bytes in a file stand in for a disk that fills up."""
-
-    def limit() -> None:
-        assert file_limit is not None
-        resource.setrlimit(resource.RLIMIT_FSIZE, (file_limit, file_limit))
-
+    limit = [] if file_limit is None else [sys.executable, "-c", LIMITED, str(file_limit)]
     return subprocess.run(
-        [*COMMAND, *map(str, arguments)],
+        [*limit, *COMMAND, *map(str, arguments)],
         capture_output=True,
         text=True,
         timeout=120,
         check=False,
         cwd=cwd,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
-        preexec_fn=limit if file_limit is not None else None,
     )
 
 
