@@ -24,6 +24,9 @@ def save_gradients(
     found = [gradient(fabric, task, image, parts) for task in tasks]
     if fabric.global_rank == 0:
         torch.save(found, out)
+    fabric.barrier()  # a rank that ends while another still talks to it can abort that one
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 def gradient(fabric: Fabric, task: EquilibriumTask, image: Tensor, parts: int) -> Tensor:

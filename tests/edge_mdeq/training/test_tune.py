@@ -7,7 +7,6 @@ import math
 import re
 import xml.etree.ElementTree as ET
 from dataclasses import replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -508,11 +507,6 @@ def test_the_command_takes_several_void_values_in_a_row(
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.xfail(
-    tuple(map(int, version("click").split(".")[:2])) >= (8, 5),
-    reason="typer below 0.26 loses the help of arguments with click 8.5",
-    strict=True,
-)
 def test_the_command_s_help_describes_the_weights() -> None:
     shown = " ".join(re.sub(r"[│╭╰─╮╯]", " ", invoke("tune", "--help").output).split())
     assert "weights PATH A .safetensors file with its .json beside it" in shown
