@@ -109,9 +109,9 @@ class SolverConfig:
 class GradientConfig:
     """How the gradient passes the equilibrium.
 
-    ``phantom``: ``steps`` damped by ``tau``. ``implicit``: a solve of at most ``steps`` products to
-    ``tol`` by ``solver`` ("" for the forward one), which keeps ``m`` of the past, 0 for its
-    default. ``recompute`` trades time for memory: the cell's branches are computed again in the
+    ``phantom``: ``steps`` damped by ``tau``. ``implicit``: a solve of at most ``steps`` products by
+    ``solver`` ("" for the forward one), which keeps ``m`` of the past, 0 for its default, until
+    ||y J + g - y|| <= ``tol`` ||g|| for the loss's gradient g. ``recompute`` trades time for memory: the cell's branches are computed again in the
     backward pass.
     """
 
