@@ -111,8 +111,8 @@ class GradientConfig:
 
     ``phantom``: ``steps`` damped by ``tau``. ``implicit``: a solve of at most ``steps`` products by
     ``solver`` ("" for the forward one), which keeps ``m`` of the past, 0 for its default, until
-    ||y J + g - y|| <= ``tol`` ||g|| for the loss's gradient g. ``recompute`` trades time for memory: the cell's branches are computed again in the
-    backward pass.
+    ||y J + g - y|| <= ``tol`` ||g|| for the loss's gradient g. ``recompute`` trades time
+    for memory: the cell's branches are computed again in the backward pass.
     """
 
     kind: Literal["phantom", "implicit"] = "phantom"
