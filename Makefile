@@ -42,6 +42,7 @@ bench: $(STAMP)  ## the figures that the README quotes
 	$(BIN)/python benchmarks/export_cost.py
 	$(BIN)/python benchmarks/device_memory.py
 	$(BIN)/python benchmarks/startup.py
+	$(BIN)/python benchmarks/training_memory.py
 
 clean:
 	rm -rf out dist build .mypy_cache .ruff_cache .pytest_cache
