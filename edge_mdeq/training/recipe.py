@@ -59,7 +59,8 @@ class OptimConfig:
         epochs: passes over the training split.
         batch: images per optimizer step, over all ranks and micro-batches.
         accumulate: micro-batches per optimizer step, so that a large batch fits a small memory.
-        name: "adamw", "adam" or "sgd" (with ``momentum``, Nesterov's if ``nesterov``).
+        name: "adamw", "adam", "sgd" (with ``momentum``, Nesterov's if ``nesterov``) or "muon" (for
+            the inner kernels, AdamW for the rest, at one learning rate; see ``muon``).
         lr, final_lr: learning rate after the warm-up and at the end.
         weight_decay: of the kernels; ``decay_all`` includes gains and biases, as published.
         clip_norm: largest gradient norm, 0 for no limit.
@@ -70,7 +71,7 @@ class OptimConfig:
     epochs: int
     batch: int = 6
     accumulate: int = 1
-    name: Literal["adamw", "adam", "sgd"] = "adamw"
+    name: Literal["adamw", "adam", "sgd", "muon"] = "adamw"
     lr: float = 1e-3
     final_lr: float = 0.0
     weight_decay: float = 0.01

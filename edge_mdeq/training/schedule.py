@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import math
 import random
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from edge_mdeq.training.muon import Muon
 from edge_mdeq.training.recipe import JacobianConfig, OptimConfig, Recipe
 
 __all__ = ["Plan", "draw_plan", "learning_rate", "make_optimizer", "set_lr"]
@@ -93,6 +95,8 @@ def make_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimiz
         )
     if config.name == "adam":
         return torch.optim.Adam(groups, lr=config.lr)
+    if config.name == "muon":
+        return Muon([*by_shape(groups[0]), groups[1] | {"matrices": False}], config.lr)
     return torch.optim.AdamW(groups, lr=config.lr)
 
 
@@ -109,3 +113,15 @@ def parameter_groups(model: nn.Module, config: OptimConfig) -> list[dict[str, An
         {"params": decay, "weight_decay": config.weight_decay},
         {"params": plain, "weight_decay": 0.0},
     ]
+
+
+def by_shape(group: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """A group in two: the inner kernels, which Muon takes as matrices, and the rest.
+
+    As its authors advise, the layers that meet pixels and classes are not among the first.
+    """
+    inner = [p for p in group["params"] if p.ndim == 4 and p.shape[1] > 3]
+    known = {id(p) for p in inner}
+    rest = [p for p in group["params"] if id(p) not in known]
+    for matrices, parameters in ((True, inner), (False, rest)):
+        yield group | {"params": parameters, "matrices": matrices}
