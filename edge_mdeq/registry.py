@@ -138,9 +138,10 @@ CAMVID_NANO = ModelConfig(
 CLOTHING_SMALL = ModelConfig(
     task="classification",
     classes=10,
-    channels=(24, 48, 96),
+    channels=NANO,
     expansion=3,
-    head_channels=(8, 16, 32),
+    downsample_times=1,
+    head_channels=(8, 16, 32, 64),
     final_channels=256,
     norm_momentum=0.05,
 )
