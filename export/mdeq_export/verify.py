@@ -23,7 +23,8 @@ from edge_mdeq.errors import ParityError
 from edge_mdeq.model import MDEQ, State
 from edge_mdeq.solvers import Anderson, Solver, solve
 from mdeq_export.compose import IMAGE, OUTPUT, RESIDUAL, next_name, state_name
-from mdeq_export.pieces import Inject, ReadMask, ReadScores
+from mdeq_export.pieces import Inject
+from mdeq_export.readouts import ReadMask, ReadScores
 
 __all__ = ["Tolerance", "require_parity", "verify"]
 

@@ -22,7 +22,8 @@ from edge_mdeq.weights import load_weights
 from mdeq_export.compose import Composer, solve_model
 from mdeq_export.exporter import write_graphs
 from mdeq_export.images import scene
-from mdeq_export.pieces import Inject, Pieces, ReadMask, trace, trace_advances, trace_pieces
+from mdeq_export.pieces import Inject, Pieces, trace, trace_advances, trace_pieces
+from mdeq_export.readouts import ReadMask
 
 Feeds = dict[str, NDArray[Any]]
 
