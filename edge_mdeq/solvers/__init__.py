@@ -1,9 +1,10 @@
 """Fixed-point solvers for z = f(z), each written once: training runs them, export unrolls them.
 
 A solver is two pure functions over a state whose structure never depends on data:
-``init(z0)`` and ``advance(state, fz)``, where ``fz`` is f evaluated at ``state.z``. Evaluating f,
-measuring residuals, stopping and keeping the best iterate are done around it: in ``driver``, whose
-memory is ``record``.
+``init(z0)`` and ``advance(state, fz)``, where ``fz`` is f evaluated at ``state.z``. A history that
+``init`` starts grows until it is full; ``init_full`` starts one that has its full size at once, so
+that one graph can carry it from call to call. Evaluating f, measuring residuals, stopping and
+keeping the best iterate are done around it: in ``driver``, whose memory is ``record``.
 """
 
 from edge_mdeq.solvers.anderson import Anderson

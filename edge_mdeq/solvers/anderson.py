@@ -30,7 +30,8 @@ RIDGE_FLOOR = 1e-30
 class AndersonState(NamedTuple):
     """The next iterate and up to m - 1 earlier pairs, oldest first.
 
-    The number of pairs depends on the step alone, never on data: the structure is static.
+    The number of pairs depends on the step alone, never on data: the structure is static. A pair of
+    zeros stands for one that is not there yet.
     """
 
     z: State
@@ -66,6 +67,11 @@ class Anderson:
         """Start at ``z`` with an empty history."""
         return AndersonState(z, (), ())
 
+    def init_full(self, z: State) -> AndersonState:
+        """Start at ``z`` with m - 1 pairs of zeros, which have no say: the same solve."""
+        empty = tuple(tuple(torch.zeros_like(x) for x in z) for _ in range(self.m - 1))
+        return AndersonState(z, empty, empty)
+
     def advance(self, state: AndersonState, fz: State) -> AndersonState:
         """The next iterate, given f at the present one."""
         all_z, all_f = (*state.past_z, state.z), (*state.past_f, fz)
@@ -91,7 +97,10 @@ class Anderson:
         lower = [[entry / ridge for entry in row] for row in gram]
         for i in range(size):
             lower[i][i] = lower[i][i] + 1.0
-        a = solve_spd(lower)
+        # An earlier iterate without any residual has no say: it is an empty place in the history,
+        # or the equilibrium, where the newest iterate is as well.
+        ones = torch.ones_like(ridge)
+        a = solve_spd(lower, [*(gram[i][i].sign() for i in range(size - 1)), ones])
         total = torch.stack(a).sum(dim=0)
         return [entry / total for entry in a]
 
@@ -110,14 +119,14 @@ def mix(alpha: list[Tensor], states: tuple[State, ...]) -> State:
     return tuple(mixed)
 
 
-def solve_spd(lower: list[list[Tensor]]) -> list[Tensor]:
-    """Solve A x = 1 for a symmetric positive definite A, its lower triangle of (B,) given.
+def solve_spd(lower: list[list[Tensor]], right: list[Tensor]) -> list[Tensor]:
+    """Solve A x = b for a symmetric positive definite A, its lower triangle and b of (B,) given.
 
     LDL^T elimination, unrolled; the number of operations depends on the size alone.
     """
     size = len(lower)
     a = [row[:] for row in lower]
-    x = [torch.ones_like(lower[0][0]) for _ in range(size)]
+    x = right[:]
     for k in range(size):
         for i in range(k + 1, size):
             factor = a[i][k] / a[k][k]

@@ -71,6 +71,18 @@ class Broyden:
         """Start at ``z`` with B = -I."""
         return BroydenState(z, (), (), (), ())
 
+    def init_full(self, z: State) -> BroydenState:
+        """Start at ``z`` with a step and m terms of zeros, which change nothing: the same solve.
+
+        Raises:
+            ConfigError: with a line search, whose trial has no neutral value.
+        """
+        if self.line_search:
+            raise ConfigError("Broyden's line search has no history of fixed size to carry")
+        empty = torch.zeros_like(flatten(z))
+        terms = (empty,) * self.m
+        return BroydenState(z, (empty,), terms, terms, ())
+
     def advance(self, state: BroydenState, fz: State) -> BroydenState:
         """The next iterate, given f at the present one."""
         g = flatten(tuple(a - b for a, b in zip(fz, state.z, strict=True)))

@@ -38,6 +38,10 @@ class FixedPoint:
         """Start at ``z``."""
         return FixedPointState(z)
 
+    def init_full(self, z: State) -> FixedPointState:
+        """As ``init``: there is no history."""
+        return self.init(z)
+
     def advance(self, state: FixedPointState, fz: State) -> FixedPointState:
         """The next iterate, given f at the present one."""
         if self.tau == 1.0:

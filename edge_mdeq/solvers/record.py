@@ -10,7 +10,7 @@ from torch import Tensor
 
 from edge_mdeq.solvers.residual import residuals, select
 
-__all__ = ["Point", "Record", "Status"]
+__all__ = ["Point", "Record", "Status", "improves"]
 
 State = tuple[Tensor, ...]
 
@@ -61,6 +61,11 @@ class Point(NamedTuple):
         )
 
 
+def improves(residual: Tensor, lowest: Tensor) -> Tensor:
+    """Whether an evaluation is the best so far: any is better than one that is not finite, (B,)."""
+    return (residual < lowest) | lowest.isnan()
+
+
 class Record:
     """Follows a solve, one evaluation at a time, by tensor selects alone.
 
@@ -101,8 +106,8 @@ class Record:
         self.goals.append(goal)
         self.evaluations = self.evaluations + running.long()
         if self.best or self.tol > 0:
-            lowest = self.goal(self.lowest)
-            self.lowest = self.lowest.replaced(running & ((goal < lowest) | lowest.isnan()), now)
+            better = improves(goal, self.goal(self.lowest))
+            self.lowest = self.lowest.replaced(running & better, now)
         if self.tol == 0:
             self.latest = now
             return

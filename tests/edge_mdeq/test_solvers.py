@@ -10,6 +10,7 @@ import torch
 from contractions import (
     EVERY_SOLVER,
     SIZE,
+    Map,
     linear,
     nonlinear,
     offsets,
@@ -20,6 +21,7 @@ from contractions import (
     zeros,
 )
 from torch import Tensor
+from torch.utils._pytree import tree_map, tree_structure
 
 from edge_mdeq.errors import ConfigError
 from edge_mdeq.solvers import (
@@ -285,3 +287,39 @@ def test_a_setting_out_of_range_is_refused(
 ) -> None:
     with pytest.raises(ConfigError, match=message):
         make_solver(name, **settings)
+
+
+# A history of full size from the first step on
+
+
+@EVERY_SOLVER
+@pytest.mark.parametrize(
+    "f", [linear(symmetric(0.8), offsets(2)), nonlinear(symmetric(1.5), offsets(2))]
+)
+def test_a_full_history_of_zeros_gives_the_iterates_that_a_growing_one_gives(
+    solver: Solver, f: Map
+) -> None:
+    z = to_state(offsets(2, seed=3))
+    if isinstance(solver, Broyden) and solver.line_search:
+        with pytest.raises(ConfigError, match="line search"):
+            solver.init_full(z)
+        return
+    growing, full = solver.init(z), solver.init_full(z)
+    structure = tree_structure(full)
+    for _ in range(12):
+        growing, full = solver.advance(growing, f(growing.z)), solver.advance(full, f(full.z))
+        torch.testing.assert_close(to_flat(full.z), to_flat(growing.z), rtol=1e-9, atol=1e-9)
+        assert tree_structure(full) == structure
+
+
+@pytest.mark.parametrize("solver", [Anderson(3), Broyden(3)])
+def test_emptying_a_history_starts_the_solve_anew(solver: Solver) -> None:
+    f, z = nonlinear(symmetric(1.5), offsets(2)), to_state(offsets(2, seed=3))
+    state = solver.init_full(z)
+    for _ in range(5):
+        state = solver.advance(state, f(state.z))
+    emptied = tree_map(torch.zeros_like, state)._replace(z=state.z)
+    fresh = solver.init(state.z)
+    for _ in range(4):
+        emptied, fresh = solver.advance(emptied, f(emptied.z)), solver.advance(fresh, f(fresh.z))
+    torch.testing.assert_close(to_flat(emptied.z), to_flat(fresh.z), rtol=1e-9, atol=1e-9)
