@@ -18,6 +18,7 @@ __all__ = [
     "InputSpec",
     "Manifest",
     "OutputSpec",
+    "Parts",
     "Profile",
     "Rung",
     "RungParity",
@@ -68,10 +69,16 @@ class OutputSpec:
 
 @dataclass(frozen=True)
 class SolverSpec:
-    """The solver that the graphs unroll."""
+    """The solver that the graphs unroll.
+
+    Attributes:
+        name, settings: as ``edge_mdeq.solvers.make_solver`` takes them.
+        best: whether a graph returns the iterate with the lowest residual instead of its last.
+    """
 
     name: str
     settings: dict[str, float] = field(default_factory=dict)
+    best: bool = False
 
 
 @dataclass(frozen=True)
@@ -88,7 +95,7 @@ class Rung:
 
     Attributes:
         steps: what it does, in order; the evaluations of f that it counts are their sum.
-        graph: the ``solve`` graph, relative to the bundle.
+        graph: the ``solve`` or ``advance`` graph, relative to the bundle.
     """
 
     steps: tuple[Step, ...]
@@ -114,12 +121,51 @@ class WeightsFile:
 
 
 @dataclass(frozen=True)
+class Parts:
+    """The stages of a solve as graphs of their own: a host loop stops where it likes.
+
+    Attributes:
+        precision: of their weights.
+        inject: ``image -> injection``.
+        advance: ``injection, states, history -> values, states, history, residual``, a rung each.
+        readout: ``values -> output [, confidence]``.
+        pieces: what further rungs are composed of, by the short name of the piece.
+    """
+
+    precision: str
+    inject: str
+    advance: tuple[Rung, ...]
+    readout: str
+    pieces: dict[str, str]
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """Every file that is named here."""
+        graphs = [rung.graph for rung in self.advance]
+        return (self.inject, *graphs, self.readout, *self.pieces.values())
+
+
+@dataclass(frozen=True)
 class Profile:
-    """One lowering of the graphs, for one kind of runtime."""
+    """One lowering of the graphs, for one kind of runtime.
+
+    Attributes:
+        opset: of all its graphs.
+        weights: one file per precision.
+        rungs: the whole solve in one graph each.
+        parts: the same in parts, per precision.
+    """
 
     opset: int
     weights: tuple[WeightsFile, ...]
     rungs: tuple[Rung, ...]
+    parts: tuple[Parts, ...] = ()
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """Every file that is named here."""
+        own = (*(w.file for w in self.weights), *(r.graph for r in self.rungs))
+        return (*own, *(name for part in self.parts for name in part.files))
 
 
 @dataclass(frozen=True)
@@ -181,8 +227,11 @@ class FileEntry:
 class Manifest:
     """Everything a device must know about a bundle; ``decode_manifest`` validates it.
 
-    ``confidence`` is a low-resolution map (B, H_0, W_0) of the winning class's probability.
-    ``warnings`` are for every user of the bundle to see.
+    ``confidence`` is a low-resolution map (B, H_0, W_0) of the winning class's probability. An
+    ``advance`` graph takes ``injection``, ``states`` and ``history`` (zeros for an empty one), and
+    gives ``values`` for the readout beside the next of both; where ``values`` are the
+    ``state_outputs`` they are where the solve goes on as well. ``warnings`` are for every user of
+    the bundle to see.
     """
 
     name: str
@@ -196,6 +245,10 @@ class Manifest:
     states: tuple[TensorSpec, ...]
     state_outputs: tuple[str, ...]
     residual: TensorSpec
+    injection: TensorSpec
+    values: tuple[str, ...]
+    history: tuple[TensorSpec, ...]
+    history_outputs: tuple[str, ...]
     solver: SolverSpec
     profiles: dict[str, Profile]
     verification: Verification
@@ -209,6 +262,10 @@ class Manifest:
     def __post_init__(self) -> None:
         if len(self.states) != len(self.state_outputs) or not self.states:
             raise ConfigError("states and state_outputs must have the same positive length")
+        if len(self.values) != len(self.states):
+            raise ConfigError("values and states must have the same length")
+        if len(self.history) != len(self.history_outputs):
+            raise ConfigError("history and history_outputs must have the same length")
         if len(self.input.tensor.shape) != 4 or self.input.tensor.shape[3] != 3:
             raise ConfigError(f"input shape {self.input.tensor.shape} is not (B, H, W, 3)")
         for name in self.files:
@@ -218,8 +275,7 @@ class Manifest:
         for profile_name, profile in self.profiles.items():
             if not profile.rungs:
                 raise ConfigError(f"profiles.{profile_name} has no rungs")
-            named = [r.graph for r in profile.rungs] + [w.file for w in profile.weights]
-            for name in named:
+            for name in profile.files:
                 if name not in self.files:
                     raise ConfigError(f"profiles.{profile_name}: {name!r} is not listed in files")
 

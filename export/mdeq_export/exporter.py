@@ -13,19 +13,15 @@ from edge_mdeq.bundle import (
     InputSpec,
     Manifest,
     OutputSpec,
-    Profile,
-    Rung,
     SolverSpec,
-    Step,
     TensorSpec,
-    WeightsFile,
     writing_bundle,
 )
 from edge_mdeq.bundle.manifest import encode_manifest
 from edge_mdeq.bundle.reader import MANIFEST
 from edge_mdeq.bundle.writer import describe_files
 from edge_mdeq.config import InputConfig, ModelCard
-from edge_mdeq.errors import ConfigError, ExportError
+from edge_mdeq.errors import ConfigError
 from edge_mdeq.model import MDEQ
 from edge_mdeq.solvers import make_solver
 from edge_mdeq.version import __version__
@@ -35,20 +31,18 @@ from mdeq_export.compose import (
     IMAGE,
     OUTPUT,
     RESIDUAL,
-    next_name,
-    solve_model,
-    state_name,
+    Pieces,
+    advance_model,
+    state_names,
 )
+from mdeq_export.graphs import write_profile
 from mdeq_export.images import verification_images
-from mdeq_export.passes import run_passes
-from mdeq_export.pieces import OPSET, Pieces, trace_pieces
+from mdeq_export.pieces import trace_pieces
 from mdeq_export.profiles import PROFILES
-from mdeq_export.serialize import check_graph, save_graph, write_weights
 from mdeq_export.verify import Tolerance, require_parity, verify
 
 __all__ = ["ExportSettings", "export_bundle"]
 
-PRECISION = "fp32"
 PROFILE = "ort-cpu"
 MAX_EVALUATIONS = 256
 VERIFICATION_IMAGES = 8
@@ -60,7 +54,9 @@ class ExportSettings:
 
     Attributes:
         iterations: N of each rung, evaluations of f.
-        solver: "fixed_point" or "anderson", with ``solver_settings`` (tau; m, beta, lam).
+        solver: "fixed_point", "anderson" or "broyden", with ``solver_settings`` (tau; m, beta, lam;
+            m).
+        best: graphs return the iterate with the lowest residual instead of their last.
         size: (height, width) of the input; None keeps the weights' own.
         tolerance: what the parity gate allows.
         images: folder of images to verify on; None generates some.
@@ -70,6 +66,7 @@ class ExportSettings:
     iterations: tuple[int, ...] = (1, 2, 4, 8)
     solver: str = "fixed_point"
     solver_settings: dict[str, float] = field(default_factory=dict)
+    best: bool = False
     size: tuple[int, int] | None = None
     tolerance: Tolerance = field(default_factory=Tolerance)
     images: Path | None = None
@@ -113,10 +110,19 @@ def export_bundle(
     with writing_bundle(out, settings.force) as folder:
         frozen = model.freeze()
         progress("tracing the pieces")
-        pieces = trace_pieces(frozen, config, solver)
-        graphs, weights_file = write_graphs(pieces, settings.iterations, folder, progress)
+        pieces = trace_pieces(frozen, config, solver, best=settings.best)
+        profile = write_profile(pieces, PROFILES[PROFILE], settings.iterations, folder, progress)
+        graphs = {rung.evaluations: folder / rung.graph for rung in profile.rungs}
         report = verify(
-            frozen, config, solver, graphs, images, source, settings.tolerance, progress
+            frozen,
+            config,
+            solver,
+            graphs,
+            images,
+            source,
+            settings.tolerance,
+            progress,
+            settings.best,
         )
         require_parity(report)
         manifest = Manifest(
@@ -126,8 +132,9 @@ def export_bundle(
             labels=card.labels,
             palette=card.palette,
             **interface(frozen, config, card),
-            solver=SolverSpec(settings.solver, settings.solver_settings),
-            profiles={PROFILE: profile(folder, graphs, weights_file)},
+            **between(pieces),
+            solver=SolverSpec(settings.solver, settings.solver_settings, settings.best),
+            profiles={PROFILE: profile},
             verification=report,
             provenance=card.provenance,
             metrics=card.metrics,
@@ -135,36 +142,6 @@ def export_bundle(
         )
         (folder / MANIFEST).write_bytes(encode_manifest(manifest))
     return manifest
-
-
-def write_graphs(
-    pieces: Pieces, iterations: tuple[int, ...], folder: Path, progress: Callable[[str], None]
-) -> tuple[dict[int, Path], Path]:
-    """Lower the pieces, write their weights once, and one checked graph per rung."""
-    place = folder / "graphs" / PROFILE
-    place.mkdir(parents=True)
-    for graph in pieces.all().values():
-        run_passes(graph, PROFILES[PROFILE].passes)
-    weights_file = place / f"weights-{PRECISION}.bin"
-    references: dict[str, ir.ExternalTensor] | None = None
-    graphs: dict[int, Path] = {}
-    for count in sorted(set(iterations)):
-        progress(f"composing {count} evaluations")
-        rung = solve_model(pieces, count)
-        if references is None:
-            tensors = {
-                name: value.const_value
-                for name, value in rung.graph.initializers.items()
-                if value.const_value is not None
-            }
-            references = write_weights(tensors, weights_file)
-        graphs[count] = place / f"solve-k{count}.onnx"
-        try:
-            save_graph(rung, references, graphs[count])
-        except OSError as error:
-            raise ExportError(f"cannot write {graphs[count]}: {error.strerror}") from error
-        check_graph(graphs[count])
-    return graphs, weights_file
 
 
 def interface(model: MDEQ, config: InputConfig, card: ModelCard) -> dict[str, Any]:
@@ -185,19 +162,30 @@ def interface(model: MDEQ, config: InputConfig, card: ModelCard) -> dict[str, An
         "output": answer,
         "confidence": confidence,
         "states": tuple(
-            TensorSpec(state_name(i), "float32", shape) for i, shape in enumerate(shapes)
+            TensorSpec(name, "float32", shape)
+            for name, shape in zip(state_names(len(shapes)), shapes, strict=True)
         ),
-        "state_outputs": tuple(next_name(i) for i in range(len(shapes))),
+        "state_outputs": tuple(state_names(len(shapes), "next_state")),
         "residual": TensorSpec(RESIDUAL, "float32", (1,)),
     }
 
 
-def profile(folder: Path, graphs: dict[int, Path], weights_file: Path) -> Profile:
-    """The profile's entry in the manifest, with paths relative to the bundle."""
-    relative = {count: path.relative_to(folder).as_posix() for count, path in graphs.items()}
-    name = weights_file.relative_to(folder).as_posix()
-    return Profile(
-        opset=OPSET,
-        weights=(WeightsFile(PRECISION, name, weights_file.stat().st_size),),
-        rungs=tuple(Rung((Step(PRECISION, count),), graph) for count, graph in relative.items()),
-    )
+def between(pieces: Pieces) -> dict[str, Any]:
+    """The part of the manifest that describes what passes from one part of a solve to the next."""
+    inputs = [spec(value) for value in advance_model(pieces, 1).graph.inputs]
+    outputs = [str(value.name) for value in advance_model(pieces, 1).graph.outputs]
+    values = [name for name in outputs if name.startswith("value")]
+    return {
+        "injection": inputs[0],
+        "values": tuple(values or outputs[: pieces.scales]),
+        "history": tuple(inputs[1 + pieces.scales :]),
+        "history_outputs": tuple(name for name in outputs if name.startswith("next_history")),
+    }
+
+
+def spec(value: ir.Value) -> TensorSpec:
+    """A graph's input or output as the manifest names it."""
+    assert value.shape is not None
+    assert value.dtype is not None
+    dtype = value.dtype.numpy().name
+    return TensorSpec(str(value.name), dtype, tuple(int(n) for n in value.shape.numpy()))

@@ -6,7 +6,6 @@ import contextlib
 import logging
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import onnx_ir as ir
 import torch
@@ -16,36 +15,14 @@ from torch.utils import _pytree as pytree
 from edge_mdeq.config import InputConfig
 from edge_mdeq.model import MDEQ, State
 from edge_mdeq.solvers import Solver, relative_residual
+from edge_mdeq.solvers.record import improves
+from edge_mdeq.solvers.residual import select
+from mdeq_export.compose import Pieces
 from mdeq_export.readouts import ReadMask, ReadScores
 
-__all__ = ["OPSET", "Pieces", "trace_pieces"]
+__all__ = ["OPSET", "trace_pieces"]
 
 OPSET = 21  # the first with a GroupNormalization that counts groups as torch does
-
-
-@dataclass(frozen=True)
-class Pieces:
-    """Traced graphs. A state is n tensors (B, C_i, H_i, W_i), finest first.
-
-    Attributes:
-        inject: image (B, H, W, 3) uint8 -> injection u.
-        cell: u, state z -> f(z, u).
-        advance: one per history length of the solver: solver state, f(z) -> next solver state,
-            whose first n tensors are the next iterate; the last one is used for ever after.
-        residual: z, f(z) -> relative residual (B,).
-        readout: state -> answer [, confidence].
-    """
-
-    inject: ir.Graph
-    cell: ir.Graph
-    advance: tuple[ir.Graph, ...]
-    residual: ir.Graph
-    readout: ir.Graph
-
-    def all(self) -> dict[str, ir.Graph]:
-        """Every piece by a short name."""
-        advance = {f"a{i}": graph for i, graph in enumerate(self.advance)}
-        return {"i": self.inject, "c": self.cell, **advance, "r": self.residual, "o": self.readout}
 
 
 class Inject(nn.Module):
@@ -90,6 +67,16 @@ class Advance(nn.Module):
         return self.solver.advance(state, fz)
 
 
+class Better(nn.Module):
+    """Which of two evaluations to return, per sample."""
+
+    def forward(
+        self, fz: State, residual: Tensor, best: State, lowest: Tensor
+    ) -> tuple[State, Tensor]:
+        better = improves(residual, lowest)
+        return select(better, fz, best), torch.where(better, residual, lowest)
+
+
 class Residual(nn.Module):
     """The residual that every graph reports."""
 
@@ -97,16 +84,30 @@ class Residual(nn.Module):
         return relative_residual(z, fz)
 
 
-def trace_pieces(model: MDEQ, config: InputConfig, solver: Solver, batch: int = 1) -> Pieces:
+def trace_pieces(
+    model: MDEQ,
+    config: InputConfig,
+    solver: Solver,
+    batch: int = 1,
+    dynamic_batch: bool = False,
+    best: bool = False,
+) -> Pieces:
     """Trace a frozen model and a solver.
 
     Args:
         model: from ``MDEQ.freeze()``.
         config: input size (a multiple of the model's stride) and normalisation.
         solver: the solver to unroll.
-        batch: B, static.
+        batch: B.
+        dynamic_batch: leave B open instead.
+        best: return the iterate with the lowest residual instead of the last.
+
+    Raises:
+        ConfigError: the solver's history has no fixed size (Broyden's line search).
     """
     height, width = config.height, config.width
+    if dynamic_batch:
+        batch = 2  # torch takes a dimension of one for a constant
     image = torch.zeros(batch, height, width, 3, dtype=torch.uint8)
     inject = Inject(model, config)
     with torch.no_grad():
@@ -115,31 +116,46 @@ def trace_pieces(model: MDEQ, config: InputConfig, solver: Solver, batch: int = 
     readout = (
         ReadMask(model, height, width) if model.config.task == "segmentation" else ReadScores(model)
     )
+
+    def graph(module: nn.Module, *args: object) -> ir.Graph:
+        distinct = pytree.tree_map(torch.clone, args)
+        return trace(module, distinct, dynamic_batch)
+
+    full = solver.init_full(z)  # refuses what cannot be carried before anything is traced
+    residual = torch.zeros(batch)
     return Pieces(
-        inject=trace(inject, (image,)),
-        cell=trace(Evaluate(model), (u, z)),
-        advance=tuple(trace_advances(solver, z, fz)),
-        residual=trace(Residual(), (z, fz)),
-        readout=trace(readout, (z,)),
+        OPSET,
+        inject=graph(inject, image),
+        cell=graph(Evaluate(model), u, z),
+        advance=tuple(graph(Advance(solver), state, fz) for state in histories(solver, z, fz)),
+        step=graph(Advance(solver), full, fz),
+        residual=graph(Residual(), z, fz),
+        readout=graph(readout, z),
+        better=graph(Better(), fz, residual, z, residual) if best else None,
     )
 
 
-def trace_advances(solver: Solver, z: State, fz: State) -> Iterator[ir.Graph]:
-    """One graph per structure that the solver's state goes through, until it stops changing."""
-    state, module = solver.init(z), Advance(solver)
-    structure = None
+def histories(solver: Solver, z: State, fz: State) -> Iterator[object]:
+    """A state per structure that the solver goes through, until it stops changing."""
+    state, structure = solver.init(z), None
     while pytree.tree_structure(state) != structure:
         structure = pytree.tree_structure(state)
-        distinct = pytree.tree_map(torch.clone, state)  # see trace_pieces
-        yield trace(module, (distinct, fz))
+        yield state
         state = solver.advance(state, fz)
 
 
-def trace(module: nn.Module, args: tuple[object, ...]) -> ir.Graph:
+def trace(module: nn.Module, args: tuple[object, ...], dynamic_batch: bool = False) -> ir.Graph:
     """Trace ``module`` with nested tuples of tensors, flattened in order."""
+    dynamic = pytree.tree_map(lambda x: {0: torch.export.Dim.DYNAMIC}, args)
     with quiet():
         program = torch.onnx.export(
-            module.eval(), args, dynamo=True, opset_version=OPSET, verbose=False, optimize=True
+            module.eval(),
+            args,
+            dynamo=True,
+            opset_version=OPSET,
+            verbose=False,
+            optimize=True,
+            dynamic_shapes=dynamic if dynamic_batch else None,
         )
     assert program is not None
     return program.model.graph

@@ -22,7 +22,7 @@ from edge_mdeq.config import InputConfig
 from edge_mdeq.errors import ParityError
 from edge_mdeq.model import MDEQ, State
 from edge_mdeq.solvers import Anderson, Solver, solve
-from mdeq_export.compose import IMAGE, OUTPUT, RESIDUAL, next_name, state_name
+from mdeq_export.compose import IMAGE, OUTPUT, RESIDUAL, state_names
 from mdeq_export.pieces import Inject
 from mdeq_export.readouts import ReadMask, ReadScores
 
@@ -59,6 +59,7 @@ def verify(
     source: str,
     tolerance: Tolerance,
     progress: Callable[[str], None],
+    best: bool = False,
 ) -> Verification:
     """Run every rung on ``images`` (count, H, W, 3) beside torch; measures, never raises.
 
@@ -71,6 +72,7 @@ def verify(
         source: where the images come from, for the record.
         tolerance: recorded beside what is found; see ``require_parity``.
         progress: told what is being done.
+        best: whether the graphs return their best iterate.
     """
     inject, readout = Inject(model, config), reader(model, config)
     progress("converged reference solve")
@@ -80,7 +82,7 @@ def verify(
         progress(f"parity of {path.name}")
         session = ort.InferenceSession(str(path), providers=["CPUExecutionProvider"])
         found = [
-            compare(model, readout, solver, session, evaluations, image, goal)
+            compare(model, readout, solver, session, evaluations, image, goal, best)
             for image, goal in zip(images, expected, strict=True)
         ]
         rungs.append(combine(evaluations, found))
@@ -147,17 +149,20 @@ def compare(
     evaluations: int,
     image: NDArray[np.uint8],
     goal: Expected,
+    best: bool,
 ) -> RungParity:
     """One rung on one image, from both starts that a device knows.
 
     The gate needs the warm one too: the first convolutions of f see nothing at a state of zero, and
     a fault in them would pass. The solver gap is the cold start's.
     """
-    names = [OUTPUT, RESIDUAL, *(next_name(i) for i in range(len(goal.reference)))]
+    scales = len(goal.reference)
+    names = [OUTPUT, RESIDUAL, *state_names(scales, "next_state")]
     state_errors, residual_errors, agreements = [], [], []
     for start in (goal.reference, model.zero_state(goal.u)):  # the cold one last
-        expected = solve(model.bind(goal.u), start, solver, evaluations)
-        feeds = {IMAGE: image[None], **{state_name(i): z.numpy() for i, z in enumerate(start)}}
+        expected = solve(model.bind(goal.u), start, solver, evaluations, best=best)
+        states_in = (z.numpy() for z in start)
+        feeds = {IMAGE: image[None], **dict(zip(state_names(scales), states_in, strict=True))}
         answer, residual, *states = session.run(names, feeds)
         answer = answer if model.config.task == "segmentation" else answer.argmax(axis=1)
         state_errors += [

@@ -31,9 +31,10 @@ from edge_mdeq.model import MDEQ, State
 from edge_mdeq.registry import REGISTRY, Entry, lookup, same_architecture
 from edge_mdeq.solvers import FixedPoint, solve
 from edge_mdeq.training.recipe import read_recipe
-from mdeq_export.exporter import write_graphs
+from mdeq_export.graphs import write_profile
 from mdeq_export.images import scene
 from mdeq_export.pieces import Advance, Inject, Residual, trace, trace_pieces
+from mdeq_export.profiles import PROFILES
 
 ROOT = Path(__file__).parents[2]
 
@@ -181,8 +182,8 @@ def test_it_exports(
     monkeypatch.setattr(mdeq_export.pieces, "trace", trace_once)
     config = small_input(entry)
     pieces = trace_pieces(frozen, config, FixedPoint())
-    graphs, _ = write_graphs(pieces, (EVALUATIONS,), folder, lambda message: None)
-    session = ort.InferenceSession(str(graphs[EVALUATIONS]), providers=["CPUExecutionProvider"])
+    (rung,) = write_profile(pieces, PROFILES["ort-cpu"], (EVALUATIONS,), folder).rungs
+    session = ort.InferenceSession(str(folder / rung.graph), providers=["CPUExecutionProvider"])
     feeds = {i.name: np.zeros(i.shape, np.float32) for i in session.get_inputs()[1:]}
     feeds["image"] = scene(3, config.height, config.width)[None]
     names = [output.name for output in session.get_outputs()]

@@ -14,15 +14,16 @@ import onnxruntime as ort
 import pytest
 import torch
 from numpy.typing import NDArray
+from torch.utils._pytree import tree_map
+from writing import write_graphs
 
 from edge_mdeq.config import ModelCard
 from edge_mdeq.model import MDEQ
 from edge_mdeq.solvers import Anderson, Broyden, FixedPoint, Solution, Solver, solve
 from edge_mdeq.weights import load_weights
-from mdeq_export.compose import Composer, solve_model
-from mdeq_export.exporter import write_graphs
+from mdeq_export.compose import Composer, Pieces, solve_model
 from mdeq_export.images import scene
-from mdeq_export.pieces import Inject, Pieces, trace, trace_advances, trace_pieces
+from mdeq_export.pieces import Advance, Inject, histories, trace, trace_pieces
 from mdeq_export.readouts import ReadMask
 
 Feeds = dict[str, NDArray[Any]]
@@ -36,7 +37,7 @@ SOLVERS: dict[str, Solver] = {
 COUNTS = (1, 2, 4)
 OPERATORS = {  # what TensorRT and ONNX Runtime both have; a new one should be a decision
     "Add", "ArgMax", "Cast", "Concat", "Conv", "Div", "InstanceNormalization", "Mul", "ReduceMax",
-    "Clip", "ReduceSum", "Relu", "Reshape", "Resize", "Softmax", "Sqrt", "Sub", "Transpose",
+    "Clip", "ReduceSum", "Relu", "Reshape", "Resize", "Sign", "Softmax", "Sqrt", "Sub", "Transpose",
     "Unsqueeze",
 }  # fmt: skip
 BROYDEN_OPERATORS = {"Abs", "Greater", "Min", "Neg", "Reciprocal", "Split", "Where"}
@@ -96,9 +97,16 @@ def unroll(
     else:
         shapes = card.model.state_shapes(1, card.input.height, card.input.width)
         z, fz = (tuple(torch.zeros(shape) for shape in shapes) for _ in range(2))
-        pieces = replace(traced, advance=tuple(trace_advances(solver, z, fz)))
-    graphs, weights_file = write_graphs(pieces, counts, folder, lambda message: None)
+        steps = [*histories(solver, z, fz), solver.init_full(z)]
+        *advance, step = (trace(Advance(solver), (distinct(state), fz)) for state in steps)
+        pieces = replace(traced, advance=tuple(advance), step=step)
+    graphs, weights_file = write_graphs(pieces, counts, folder)
     return Unrolled(model, card, solver, pieces, graphs, weights_file)
+
+
+def distinct(state: object) -> object:
+    """The tracer merges equal inputs."""
+    return tree_map(torch.clone, state)
 
 
 @pytest.fixture(scope="module")
@@ -177,7 +185,7 @@ def test_the_graphs_are_valid_and_plain(unrolled: Unrolled) -> None:
 
 
 def test_depth_costs_nodes_but_no_weights(tmp_path: Path, unrolled: Unrolled) -> None:
-    _, alone = write_graphs(unrolled.pieces, (2,), tmp_path, lambda message: None)
+    _, alone = write_graphs(unrolled.pieces, (2,), tmp_path)
     assert alone.read_bytes() == unrolled.weights_file.read_bytes()
     sizes = {count: path.stat().st_size for count, path in unrolled.graphs.items()}
     assert sizes[2] < sizes[26] < sizes[2] + 1_000_000
@@ -233,8 +241,9 @@ def test_another_unroll_needs_only_the_pieces(
 def test_a_piece_called_with_the_wrong_number_of_values_is_refused() -> None:
     x = ir.Value(name="x")
     piece = ir.Graph([x], [x], nodes=[], opset_imports={"": 21})
+    pieces = Pieces(21, *[piece] * 2, (piece,), *[piece] * 3)
     with pytest.raises(ValueError, match="'c' takes 1 values, got 2"):
-        Composer().call("c", piece, [ir.Value(name="a"), ir.Value(name="b")])
+        Composer(pieces).call("c", [ir.Value(name="a"), ir.Value(name="b")])
 
 
 @pytest.mark.parametrize(
@@ -249,7 +258,7 @@ def test_one_step_is_traced_per_history_length(
 ) -> None:
     traced: list[object] = []
 
-    def note(module: torch.nn.Module, args: object) -> ir.Graph:
+    def note(module: torch.nn.Module, args: object, dynamic: bool) -> ir.Graph:
         traced.append(module)
         return ir.Graph([], [], nodes=[], opset_imports={"": 21})
 
@@ -257,7 +266,7 @@ def test_one_step_is_traced_per_history_length(
     model, card = load_weights(segmenter_weights)
     pieces: Pieces = trace_pieces(model.freeze(), card.input, solver)
     assert len(pieces.advance) == steps
-    assert len(traced) == 4 + steps
+    assert len(traced) == 5 + steps
 
 
 def test_the_classifier_gives_torch_scores(classifier_weights: Path, tmp_path: Path) -> None:
@@ -312,7 +321,7 @@ def test_a_solver_stays_at_a_fixed_point(
     inputs = unrolled.pieces.cell.inputs
     u, *z = (torch.zeros(tuple(int(d) for d in i.shape or ())) for i in inputs)
     pieces = replace(unrolled.pieces, cell=trace(Positive(), (u, tuple(z))))
-    graphs, _ = write_graphs(pieces, (8,), tmp_path, lambda message: None)
+    graphs, _ = write_graphs(pieces, (8,), tmp_path)
     still = Unrolled(unrolled.model, unrolled.card, unrolled.solver, pieces, graphs, tmp_path)
     start = {f"state_{i}": np.full(x.shape, value, np.float32) for i, x in enumerate(z)}
     found = still.run(8, image, start)

@@ -1,0 +1,186 @@
+"""The files of one profile: its graphs, lowered and checked, and the weights that they share.
+
+Nothing here needs torch: what was written once can be read again and composed to further rungs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx_ir as ir
+
+from edge_mdeq.bundle import Bundle, Parts, Profile, Rung, Step, WeightsFile
+from edge_mdeq.errors import BundleError, ExportError
+from mdeq_export.compose import (
+    Composer,
+    Pieces,
+    advance_model,
+    inject_model,
+    piece_models,
+    readout_model,
+    solve_model,
+)
+from mdeq_export.passes import DropIdentity, run_passes
+from mdeq_export.profiles import TargetProfile
+from mdeq_export.serialize import check_graph, save_graph, write_weights
+
+__all__ = ["Ladder", "lower", "read_pieces", "write_profile", "write_rungs"]
+
+PRECISION = "fp32"
+
+Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Ladder:
+    """The rungs of one profile and precision, with paths relative to the bundle."""
+
+    solve: tuple[Rung, ...]
+    advance: tuple[Rung, ...]
+
+
+def lower(pieces: Pieces, target: TargetProfile) -> Pieces:
+    """A copy of ``pieces`` after the profile's passes."""
+    lowered = {name: graph.clone() for name, graph in pieces.all().items()}
+    for graph in lowered.values():
+        run_passes(graph, target.passes)
+    return Pieces.of(pieces.opset, lowered)
+
+
+def write_profile(
+    pieces: Pieces,
+    target: TargetProfile,
+    counts: Iterable[int],
+    root: Path,
+    progress: Progress = lambda message: None,
+) -> Profile:
+    """Write everything of one profile below ``root``, the bundle.
+
+    Args:
+        pieces: as they were traced.
+        target: what they are lowered for.
+        counts: N of each rung, evaluations of f.
+        root: the bundle's folder.
+        progress: told what is being done.
+
+    Returns:
+        The profile's entry in the manifest.
+
+    Raises:
+        ExportError: a graph is not valid, or cannot be written.
+    """
+    place = root / "graphs" / target.name
+    weights = place / f"weights-{PRECISION}.bin"
+    lowered = lower(pieces, target)
+    try:
+        place.mkdir(parents=True)
+        references = write_weights(all_initializers(lowered), weights)
+    except OSError as error:
+        raise ExportError(f"cannot write {weights}: {error.strerror}") from error
+    ladder = write_rungs(lowered, counts, root, place, references, progress)
+    progress(f"writing the parts for {target.name}")
+    named = {"inject": inject_model(lowered), "readout": readout_model(lowered)}
+    named |= {f"piece-{name}": model for name, model in piece_models(lowered).items()}
+    files = {
+        name: write_graph(model, place / f"{name}.onnx", references, root)
+        for name, model in named.items()
+    }
+    parts = Parts(
+        PRECISION,
+        inject=files.pop("inject"),
+        advance=ladder.advance,
+        readout=files.pop("readout"),
+        pieces={name.removeprefix("piece-"): path for name, path in files.items()},
+    )
+    size = weights.stat().st_size
+    return Profile(
+        opset=lowered.opset,
+        weights=(WeightsFile(PRECISION, weights.relative_to(root).as_posix(), size),),
+        rungs=ladder.solve,
+        parts=(parts,),
+    )
+
+
+def write_rungs(
+    pieces: Pieces,
+    counts: Iterable[int],
+    root: Path,
+    place: Path,
+    references: Mapping[str, ir.ExternalTensor],
+    progress: Progress = lambda message: None,
+) -> Ladder:
+    """Compose, write and check a ``solve`` and an ``advance`` graph for each of ``counts``.
+
+    Args:
+        pieces: lowered, or read back.
+        counts: evaluations of f.
+        root: the bundle's folder.
+        place: the profile's, within it.
+        references: where large initializers lie, by name.
+        progress: told what is being done.
+
+    Raises:
+        ExportError: a graph is not valid, or cannot be written.
+    """
+    solve: list[Rung] = []
+    advance: list[Rung] = []
+    for count in sorted(set(counts)):
+        progress(f"composing {count} evaluations")
+        for compose, kind, rungs in (
+            (solve_model, "solve", solve),
+            (advance_model, "advance", advance),
+        ):
+            path = place / f"{kind}-k{count}.onnx"
+            file = write_graph(compose(pieces, count), path, references, root)
+            rungs.append(Rung((Step(PRECISION, count),), file))
+    return Ladder(tuple(solve), tuple(advance))
+
+
+def write_graph(
+    model: ir.Model, path: Path, references: Mapping[str, ir.ExternalTensor], root: Path
+) -> str:
+    """Write and check one graph; its name within the bundle ``root``."""
+    try:
+        save_graph(model, references, path)
+    except OSError as error:
+        raise ExportError(f"cannot write {path}: {error.strerror}") from error
+    check_graph(path)
+    return path.relative_to(root).as_posix()
+
+
+def all_initializers(pieces: Pieces) -> dict[str, ir.TensorProtocol]:
+    """What any graph of these pieces can hold, by its name there."""
+    composer = Composer(pieces)
+    for name, graph in pieces.all().items():
+        for value in graph.initializers.values():
+            if value.uses():
+                composer.share(name, value)
+    tensors = {name: value.const_value for name, value in composer.initializers.items()}
+    return {name: tensor for name, tensor in tensors.items() if tensor is not None}
+
+
+def read_pieces(bundle: Bundle, profile: str, precision: str) -> Pieces:
+    """The pieces of a bundle, ready to compose; their large weights stay where they are.
+
+    Raises:
+        BundleError: the bundle has none for that profile and precision, or a file is damaged.
+    """
+    entry = bundle.profile(profile)
+    parts = [parts for parts in entry.parts if parts.precision == precision]
+    if not parts:
+        raise BundleError(
+            f"{bundle.path} holds no pieces of {profile} in {precision}: it can only be exported "
+            "again, from its weights"
+        )
+    for weights in entry.weights:
+        bundle.file(weights.file)
+    named = {}
+    for name, file in parts[0].pieces.items():
+        graph = ir.load(bundle.file(file)).graph
+        for value in list(graph.initializers.values()):
+            value.name = str(value.name).removeprefix(f"{name}/")
+        DropIdentity().call(graph)  # what the piece only passes through is named twice in its file
+        named[name] = graph
+    return Pieces.of(entry.opset, named)
