@@ -24,6 +24,7 @@ from edge_mdeq.bundle import (
     InputSpec,
     Manifest,
     OutputSpec,
+    Parts,
     Profile,
     Rung,
     RungParity,
@@ -42,7 +43,15 @@ from edge_mdeq.config import Provenance
 from edge_mdeq.errors import BundleError, ConfigError
 
 GRAPH, WEIGHTS = "graphs/ort-cpu/solve-k4.onnx", "graphs/ort-cpu/fp32.data"
-CONTENT = {GRAPH: b"graph", WEIGHTS: b"weights" * 100}
+PARTS = {f"graphs/ort-cpu/{n}.onnx": n.encode() for n in ("inject", "advance-k1", "readout", "c")}
+PART_FIELDS = ("inject", "advance.0.graph", "readout", "pieces.c")
+CONTENT = {GRAPH: b"graph", WEIGHTS: b"weights" * 100, **PARTS}
+
+
+def parts() -> Parts:
+    inject, advance, readout, cell = PARTS
+    rungs = (Rung((Step("fp32", 1),), advance),)
+    return Parts("fp32", inject, rungs, readout, pieces={"c": cell})
 
 
 def manifest_of(content: dict[str, bytes], name: str = "tiny") -> Manifest:
@@ -64,12 +73,17 @@ def manifest_of(content: dict[str, bytes], name: str = "tiny") -> Manifest:
         ),
         state_outputs=("next_0", "next_1"),
         residual=TensorSpec("residual", "float32", (1,)),
-        solver=SolverSpec("fixed_point", {"tau": 0.8}),
+        injection=TensorSpec("injection", "float32", (1, 8, 8, 12)),
+        values=("value_0", "value_1"),
+        history=(TensorSpec("history_0", "float32", (1, 8, 8, 12)),),
+        history_outputs=("next_history_0",),
+        solver=SolverSpec("anderson", {"m": 2.0}, best=True),
         profiles={
             "ort-cpu": Profile(
                 opset=21,
                 weights=(WeightsFile("fp32", WEIGHTS, len(content[WEIGHTS])),),
                 rungs=(Rung((Step("fp32", 3), Step("fp32", 1)), GRAPH),),
+                parts=(parts(),) if PARTS.keys() <= content.keys() else (),
             )
         },
         verification=Verification(
@@ -193,6 +207,8 @@ def put(raw: dict[str, Any], path: str, value: object) -> None:
         ("verification.atol", None, r"Expected `float`, got `null` - at `\$\.verification\.atol`"),
         ("palette", [[0, 0]], r"at `\$\.palette"),
         ("state_outputs", ["next_0"], "states and state_outputs must have the same positive"),
+        ("values", ["value_0"], "values and states must have the same length"),
+        ("history_outputs", [], "history and history_outputs must have the same length"),
         ("profiles", {"x": {"opset": 21, "weights": [], "rungs": []}}, r"profiles\.x has no rungs"),
     ],
 )
@@ -222,7 +238,10 @@ def test_a_rung_without_evaluations_is_refused(raw: dict[str, Any]) -> None:
         decode(raw)
 
 
-@pytest.mark.parametrize("used", ["rungs.0.graph", "weights.0.file"])
+@pytest.mark.parametrize(
+    "used",
+    ["rungs.0.graph", "weights.0.file", *(f"parts.0.{n}" for n in PART_FIELDS)],
+)
 def test_a_file_that_a_profile_uses_must_be_listed(raw: dict[str, Any], used: str) -> None:
     put(raw, f"profiles.ort-cpu.{used}", "elsewhere.bin")
     with pytest.raises(BundleError, match=r"ort-cpu: 'elsewhere\.bin' is not listed in files"):
