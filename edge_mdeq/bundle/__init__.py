@@ -14,6 +14,7 @@ from edge_mdeq.bundle.manifest import (
     SolverSpec,
     Step,
     TensorSpec,
+    Tolerance,
     Verification,
     WeightsFile,
 )
@@ -35,6 +36,7 @@ __all__ = [
     "SolverSpec",
     "Step",
     "TensorSpec",
+    "Tolerance",
     "Verification",
     "WeightsFile",
     "open_bundle",

@@ -25,6 +25,7 @@ __all__ = [
     "SolverSpec",
     "Step",
     "TensorSpec",
+    "Tolerance",
     "Verification",
     "WeightsFile",
     "decode_manifest",
@@ -169,27 +170,54 @@ class Profile:
 
 
 @dataclass(frozen=True)
+class Tolerance:
+    """What the parity gate allows, from both starts and on every image.
+
+    Attributes:
+        atol: largest difference of any state element.
+        rtol: largest ``||graph - torch|| / ||torch||`` over all scales.
+        min_agreement: smallest share of pixels (or images) with the same class.
+    """
+
+    atol: float = 1e-3
+    rtol: float = 1e-4
+    min_agreement: float = 0.999
+
+
+@dataclass(frozen=True)
 class RungParity:
     """What the verification measured for one rung.
 
     Attributes:
-        evaluations: the rung's N.
+        profile, precision, evaluations: which rung.
         state_max_abs: export error: largest absolute difference of any state element between the
-            graph and torch, same solver and N.
-        residual_max_rel: largest relative difference of the residuals, graph against torch.
-        answer_agreement: share of pixels (or images) with the same class, graph against torch.
+            graph and the reference, same solver and N.
+        state_rel: the same in norm, ``||graph - reference|| / ||reference||``.
+        residual_max_rel: largest relative difference of the residuals.
+        answer_agreement: share of pixels (or images) with the same class, graph against reference.
         solver_gap_state: ``||z_N - z*|| / ||z*||`` against the converged solve, mean over images.
         solver_gap_agreement: share of pixels (or images) with the class of the converged solve.
         residual: mean relative residual after N evaluations, cold.
+        rounding: ``state_rel`` of torch in single precision against double; 0 if not measured.
+        step_rel: where ``rounding`` alone exceeds the tolerance, the solve is too sensitive to be
+            compared as a whole: largest ``state_rel`` of a single step that starts from torch's
+            state. The gate then judges this one.
+        reference: "torch", or "parts" for a rung that was added without torch.
     """
 
+    profile: str
+    precision: str
     evaluations: int
     state_max_abs: float
+    state_rel: float
     residual_max_rel: float
     answer_agreement: float
     solver_gap_state: float
     solver_gap_agreement: float
     residual: float
+    rounding: float = 0.0
+    step_rel: float | None = None
+    reference: Literal["torch", "parts"] = "torch"
 
 
 @dataclass(frozen=True)
@@ -198,8 +226,7 @@ class Verification:
 
     Attributes:
         images: how many images, and ``source`` which ("test://" are generated pictures).
-        atol: largest ``state_max_abs`` allowed.
-        min_agreement: smallest ``answer_agreement`` allowed.
+        tolerances: what is allowed, by precision.
         reference_evaluations, reference_residual: how far the converged solve went.
         backend: what ran the graphs.
         rungs: one entry per rung.
@@ -207,8 +234,7 @@ class Verification:
 
     images: int
     source: str
-    atol: float
-    min_agreement: float
+    tolerances: dict[str, Tolerance]
     reference_evaluations: int
     reference_residual: float
     backend: str

@@ -20,16 +20,28 @@ def export(
     iterations: list[int] = typer.Option(
         [1, 2, 4, 8], "--iterations", min=1, help="Evaluations of f of each rung: 1 2 4 8."
     ),
-    f_solver: str = typer.Option("fixed_point", "--f-solver", help="fixed_point or anderson."),
+    f_solver: str = typer.Option(
+        "fixed_point", "--f-solver", help="fixed_point, anderson or broyden."
+    ),
     tau: float = typer.Option(None, help="Damping of fixed_point, in (0, 1]."),
-    m: int = typer.Option(None, "--anderson-m", help="History of anderson, 1 to 6."),
+    m: int = typer.Option(
+        None, "--f-history", "--anderson-m", help="History of anderson (1 to 6) or broyden."
+    ),
+    best: bool = typer.Option(
+        False, "--best-iterate", help="Return the iterate with the lowest residual, not the last."
+    ),
     imgsz: tuple[int, int] = typer.Option(
         None, "--imgsz", metavar="H W", help="Input size; multiples of the model's stride."
     ),
     data: Path = typer.Option(None, help="Folder of images to verify on, else generated ones."),
-    atol: float = typer.Option(1e-4, help="Largest difference of states between graph and torch."),
+    atol: float = typer.Option(
+        None, help="Largest difference of a state element between graph and torch, else 1e-3."
+    ),
+    rtol: float = typer.Option(
+        None, help="Largest relative difference of the states (in norm), else 1e-4."
+    ),
     min_agreement: float = typer.Option(
-        0.999, "--min-agreement", help="Smallest share of pixels or images with torch's class."
+        None, "--min-agreement", help="Smallest share of pixels or images with torch's class."
     ),
     force: bool = typer.Option(False, "--force", help="Replace an existing bundle."),
     quiet: bool = typer.Option(False, "--quiet", "-q", help="No progress."),
@@ -39,14 +51,15 @@ def export(
         require(module, "export", "exporting a model")
     from edge_mdeq.cli.tables import parity_table, print_table
     from mdeq_export import ExportSettings, export_bundle
-    from mdeq_export.verify import Tolerance
+    from mdeq_export.verify import tolerances_with
 
     settings = ExportSettings(
         iterations=tuple(iterations),
         solver=f_solver,
         solver_settings={k: v for k, v in {"tau": tau, "m": m}.items() if v is not None},
+        best=best,
         size=imgsz,
-        tolerance=Tolerance(atol, min_agreement),
+        tolerances=tolerances_with(atol=atol, rtol=rtol, min_agreement=min_agreement),
         images=data,
         force=force,
     )

@@ -75,6 +75,7 @@ def parity_table(manifest: Manifest) -> Table:
         title_justify="left",
     )
     columns = (
+        "rung",
         "evaluations",
         "export error: states",
         f"equal {what}",
@@ -85,9 +86,12 @@ def parity_table(manifest: Manifest) -> Table:
     for column in columns:
         table.add_column(column, justify="right")
     for rung in report.rungs:
+        alone = rung.step_rel is not None  # then it is a single step that was judged
+        error = rung.step_rel if rung.step_rel is not None else rung.state_rel
         table.add_row(
+            f"{rung.profile} {rung.precision}",
             str(rung.evaluations),
-            f"{rung.state_max_abs:.1e}",
+            f"{error:.1e}" + (" a step" if alone else ""),
             f"{rung.answer_agreement:.3%}",
             f"{rung.solver_gap_state:.1e}",
             f"{rung.solver_gap_agreement:.2%}",

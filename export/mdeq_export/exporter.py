@@ -15,6 +15,7 @@ from edge_mdeq.bundle import (
     OutputSpec,
     SolverSpec,
     TensorSpec,
+    Tolerance,
     writing_bundle,
 )
 from edge_mdeq.bundle.manifest import encode_manifest
@@ -39,7 +40,8 @@ from mdeq_export.graphs import write_profile
 from mdeq_export.images import verification_images
 from mdeq_export.pieces import trace_pieces
 from mdeq_export.profiles import PROFILES
-from mdeq_export.verify import Tolerance, require_parity, verify
+from mdeq_export.reference import TorchReference
+from mdeq_export.verify import TOLERANCES, require_parity, verify
 
 __all__ = ["ExportSettings", "export_bundle"]
 
@@ -58,7 +60,7 @@ class ExportSettings:
             m).
         best: graphs return the iterate with the lowest residual instead of their last.
         size: (height, width) of the input; None keeps the weights' own.
-        tolerance: what the parity gate allows.
+        tolerances: what the parity gate allows, by precision.
         images: folder of images to verify on; None generates some.
         force: replace an existing bundle.
     """
@@ -68,7 +70,7 @@ class ExportSettings:
     solver_settings: dict[str, float] = field(default_factory=dict)
     best: bool = False
     size: tuple[int, int] | None = None
-    tolerance: Tolerance = field(default_factory=Tolerance)
+    tolerances: dict[str, Tolerance] = field(default_factory=lambda: dict(TOLERANCES))
     images: Path | None = None
     force: bool = False
 
@@ -112,17 +114,14 @@ def export_bundle(
         progress("tracing the pieces")
         pieces = trace_pieces(frozen, config, solver, best=settings.best)
         profile = write_profile(pieces, PROFILES[PROFILE], settings.iterations, folder, progress)
-        graphs = {rung.evaluations: folder / rung.graph for rung in profile.rungs}
         report = verify(
-            frozen,
-            config,
-            solver,
-            graphs,
+            TorchReference(frozen, config, solver, settings.best),
+            {PROFILE: profile},
+            folder,
             images,
             source,
-            settings.tolerance,
-            progress,
-            settings.best,
+            settings.tolerances,
+            progress=progress,
         )
         require_parity(report)
         manifest = Manifest(

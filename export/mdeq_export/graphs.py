@@ -113,6 +113,8 @@ def write_rungs(
 ) -> Ladder:
     """Compose, write and check a ``solve`` and an ``advance`` graph for each of ``counts``.
 
+    There is always an ``advance`` of one evaluation.
+
     Args:
         pieces: lowered, or read back.
         counts: evaluations of f.
@@ -126,12 +128,12 @@ def write_rungs(
     """
     solve: list[Rung] = []
     advance: list[Rung] = []
-    for count in sorted(set(counts)):
-        progress(f"composing {count} evaluations")
-        for compose, kind, rungs in (
-            (solve_model, "solve", solve),
-            (advance_model, "advance", advance),
-        ):
+    for compose, kind, rungs, wanted in (
+        (solve_model, "solve", solve, set(counts)),
+        (advance_model, "advance", advance, {1, *counts}),  # one at a time, for a host loop
+    ):
+        for count in sorted(wanted):
+            progress(f"composing {kind}, {count} evaluations")
             path = place / f"{kind}-k{count}.onnx"
             file = write_graph(compose(pieces, count), path, references, root)
             rungs.append(Rung((Step(PRECISION, count),), file))

@@ -1,205 +1,318 @@
-"""The parity gate: do the graphs compute what torch computes, and what does a fixed N cost?
+"""The parity gate: do the graphs compute what they should, and what does a fixed N cost?
 
-Two questions that must not be mixed: the *export error* (graph against torch at the same solver
+Two questions that must not be mixed: the *export error* (graph against reference at the same solver
 and N) is a defect when it is large; the *solver gap* (N evaluations against the converged solve) is
-a property of the weights, reported so that a user can choose N.
+a property of the weights, reported so that a user can choose N. No torch here: what the graphs are
+compared with is given.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import onnxruntime as ort
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
-from edge_mdeq.bundle import RungParity, Verification
-from edge_mdeq.config import InputConfig
+from edge_mdeq.bundle import Profile, Rung, RungParity, Step, Tolerance, Verification
 from edge_mdeq.errors import ParityError
-from edge_mdeq.model import MDEQ, State
-from edge_mdeq.solvers import Anderson, Solver, solve
-from mdeq_export.compose import IMAGE, OUTPUT, RESIDUAL, state_names
-from mdeq_export.pieces import Inject
-from mdeq_export.readouts import ReadMask, ReadScores
+from mdeq_export.compose import IMAGE, INJECTION, OUTPUT, RESIDUAL, state_names
 
-__all__ = ["Tolerance", "require_parity", "verify"]
+__all__ = [
+    "TOLERANCES",
+    "Answer",
+    "Problem",
+    "Reference",
+    "StepPair",
+    "require_parity",
+    "tolerances_with",
+    "verify",
+]
 
 REFERENCE_EVALUATIONS = 60
 REFERENCE_TOL = 1e-4
+HELD = 2**28  # bytes of the reference's answers at a time
+TOLERANCES = {"fp32": Tolerance(), "fp16": Tolerance(atol=0.1, rtol=2e-2, min_agreement=0.995)}
+
+Array = NDArray[Any]
+Progress = Callable[[str], None]
 
 
-@dataclass(frozen=True)
-class Tolerance:
-    """What the gate allows: largest state difference, smallest share of equal answers."""
+@dataclass(frozen=True, eq=False)
+class Answer:
+    """A solve's end, for B images: states (B, C_i, H_i, W_i), classes (B, ...), residual (B,)."""
 
-    atol: float = 1e-4
-    min_agreement: float = 0.999
+    states: list[Array]
+    classes: Array
+    residual: Array
 
 
-@dataclass(frozen=True)
-class Expected:
-    """What torch computes for one image."""
+@dataclass(frozen=True, eq=False)
+class StepPair:
+    """One step: what an ``advance-k1`` graph is fed beside u, and what it should give."""
 
-    u: Tensor
-    reference: State
-    reference_answer: NDArray[np.generic]
-    reference_residual: float
+    feeds: dict[str, Array]
+    expected: dict[str, Array]
+
+
+class Problem(Protocol):
+    """B images, bound: everything that can be asked about their equilibrium."""
+
+    def injection(self) -> Array: ...
+
+    def converged(self) -> Answer: ...
+
+    def solve(self, start: list[Array] | None, counts: Iterable[int]) -> dict[int, Answer]:
+        """The end of a solve of each of ``counts`` evaluations, from ``start`` or from zero."""
+
+    def rounding(self, counts: Iterable[int]) -> dict[int, float]:
+        """How far single precision is from double after each of ``counts``, relative, cold."""
+
+    def steps(self, start: list[Array] | None, count: int) -> Iterator[StepPair]:
+        """``count`` steps one by one."""
+
+
+class Reference(Protocol):
+    """What graphs are compared with."""
+
+    name: Literal["torch", "parts"]
+
+    def bind(self, images: NDArray[np.uint8]) -> Problem:
+        """A problem of images (B, H, W, 3) RGB."""
 
 
 def verify(
-    model: MDEQ,
-    config: InputConfig,
-    solver: Solver,
-    graphs: dict[int, Path],
+    reference: Reference,
+    profiles: Mapping[str, Profile],
+    root: Path,
     images: NDArray[np.uint8],
     source: str,
-    tolerance: Tolerance,
-    progress: Callable[[str], None],
-    best: bool = False,
+    tolerances: Mapping[str, Tolerance],
+    batch: int = 1,
+    only: Iterable[int] | None = None,
+    progress: Progress = lambda message: None,
 ) -> Verification:
-    """Run every rung on ``images`` (count, H, W, 3) beside torch; measures, never raises.
+    """Run every rung on ``images`` (count, H, W, 3) beside the reference; measures, never raises.
+
+    Every profile's graphs run in ONNX Runtime on the CPU: what is verified is the graph, not the
+    runtime that it is lowered for.
 
     Args:
-        model: the frozen model that was traced.
-        config: its input.
-        solver: the solver that the graphs unroll.
-        graphs: the graph of each rung, by its number of evaluations.
+        reference: what is right.
+        profiles: what was exported, with paths relative to ``root``.
+        root: the bundle.
         images: RGB uint8 at the input's size.
         source: where the images come from, for the record.
-        tolerance: recorded beside what is found; see ``require_parity``.
+        tolerances: by precision; recorded beside what is found, see ``require_parity``.
+        batch: images that a graph takes at once.
+        only: the evaluations of the rungs to run, all by default.
         progress: told what is being done.
-        best: whether the graphs return their best iterate.
     """
-    inject, readout = Inject(model, config), reader(model, config)
-    progress("converged reference solve")
-    expected = [converge(model, inject, readout, image) for image in images]
-    rungs = []
-    for evaluations, path in sorted(graphs.items()):
-        progress(f"parity of {path.name}")
-        session = ort.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-        found = [
-            compare(model, readout, solver, session, evaluations, image, goal, best)
-            for image, goal in zip(images, expected, strict=True)
-        ]
-        rungs.append(combine(evaluations, found))
+    rungs = [
+        (name, rung)
+        for name, profile in profiles.items()
+        for rung in profile.rungs
+        if only is None or rung.evaluations in set(only)
+    ]
+    counts = sorted({rung.evaluations for _, rung in rungs})
+    found: list[list[RungParity]] = [[] for _ in rungs]
+    rounding: dict[int, float] = {}
+    steps: dict[tuple[str, Step], float] = {}
+    residual = 0.0
+    progress("reference solves")
+    for solves in batches(reference, images, batch, counts):
+        residual = max(residual, *(float(s.goal.residual.max()) for s in solves))
+        if not rounding:
+            rounding = solves[0].problem.rounding(counts)
+        for k, (name, rung) in enumerate(rungs):
+            progress(f"parity of {name}, {rung.evaluations} evaluations")
+            session = open_session(root / rung.graph)
+            found[k] += [compare(session, solve, rung.evaluations) for solve in solves]
+            key = (name, rung.steps[0])
+            if rounding[rung.evaluations] > tolerances[key[1].precision].rtol and key not in steps:
+                steps[key] = step_error(profiles[name], rung, root, solves[0])
     return Verification(
         images=len(images),
         source=source,
-        atol=tolerance.atol,
-        min_agreement=tolerance.min_agreement,
+        tolerances=dict(tolerances),
         reference_evaluations=REFERENCE_EVALUATIONS,
-        reference_residual=max(goal.reference_residual for goal in expected),
+        reference_residual=residual,
         backend=f"onnxruntime {ort.__version__}, CPU",
-        rungs=tuple(rungs),
+        rungs=tuple(
+            replace(
+                combine(parities),
+                profile=name,
+                precision=rung.steps[0].precision,
+                rounding=rounding[rung.evaluations],
+                step_rel=steps.get((name, rung.steps[0])),
+                reference=reference.name,
+            )
+            for (name, rung), parities in zip(rungs, found, strict=True)
+        ),
     )
 
 
 def require_parity(report: Verification) -> None:
-    """Raise ParityError if the export error of any rung exceeds the tolerance of ``report``."""
+    """Raise ParityError if the export error of any rung exceeds the tolerance of its precision."""
     for rung in report.rungs:
+        allowed = report.tolerances[rung.precision]
+        where = f"{rung.profile}: solve-k{rung.evaluations} in {rung.precision}"
+        relative = rung.state_rel if rung.step_rel is None else rung.step_rel
         # Written so that NaN fails.
-        if not rung.state_max_abs <= report.atol:
+        if not relative <= allowed.rtol:
+            what = "a single step" if rung.step_rel is not None else "its states"
             raise ParityError(
-                f"solve-k{rung.evaluations} differs from torch by {rung.state_max_abs:.2e} in its "
-                f"states, allowed is {report.atol:.0e} (--atol); nothing was written"
+                f"{where} differs from {rung.reference} by {relative:.2e} in {what}, relative; "
+                f"allowed is {allowed.rtol:.0e} (--rtol); nothing was written"
             )
-        if not rung.answer_agreement >= report.min_agreement:
+        if rung.step_rel is not None:  # a sensitive solve: the whole of it decides nothing
+            continue
+        if not rung.state_max_abs <= allowed.atol:
             raise ParityError(
-                f"solve-k{rung.evaluations} agrees with torch on {rung.answer_agreement:.3%} of "
-                f"the answers, required is {report.min_agreement:.1%}; nothing was written"
+                f"{where} differs from {rung.reference} by {rung.state_max_abs:.2e} in its "
+                f"states, allowed is {allowed.atol:.0e} (--atol); nothing was written"
+            )
+        if not rung.answer_agreement >= allowed.min_agreement:
+            raise ParityError(
+                f"{where} agrees with {rung.reference} on {rung.answer_agreement:.3%} of the "
+                f"answers, required is {allowed.min_agreement:.1%} (--min-agreement); nothing was "
+                "written"
             )
 
 
-def reader(model: MDEQ, config: InputConfig) -> Callable[[State], NDArray[np.generic]]:
-    """The class indices of a state, by torch: (1, H, W) or (1,)."""
-    mask, scores = ReadMask(model, config.height, config.width), ReadScores(model)
-
-    def read(z: State) -> NDArray[np.generic]:
-        answer = mask(z)[0] if model.config.task == "segmentation" else scores(z).argmax(dim=1)
-        return np.asarray(answer.numpy())
-
-    return read
+def tolerances_with(**given: float | None) -> dict[str, Tolerance]:
+    """The usual tolerances by precision, with what is given (and not None) in their place."""
+    changes: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+    return {precision: replace(usual, **changes) for precision, usual in TOLERANCES.items()}
 
 
-@torch.no_grad()
-def converge(
-    model: MDEQ,
-    inject: Inject,
-    readout: Callable[[State], NDArray[np.generic]],
-    image: NDArray[np.uint8],
-) -> Expected:
-    """The equilibrium of one image: Anderson for long, best iterate."""
-    u = inject(torch.from_numpy(image[None]))
-    goal = solve(
-        model.bind(u), model.zero_state(u), Anderson(5), REFERENCE_EVALUATIONS, REFERENCE_TOL, True
-    )
-    return Expected(u, goal.value, readout(goal.value), float(goal.residual))
-
-
-@torch.no_grad()
-def compare(
-    model: MDEQ,
-    readout: Callable[[State], NDArray[np.generic]],
-    solver: Solver,
-    session: ort.InferenceSession,
-    evaluations: int,
-    image: NDArray[np.uint8],
-    goal: Expected,
-    best: bool,
-) -> RungParity:
-    """One rung on one image, from both starts that a device knows.
+class Solves:
+    """What the reference gives for B images, from the two starts that a device knows.
 
     The gate needs the warm one too: the first convolutions of f see nothing at a state of zero, and
-    a fault in them would pass. The solver gap is the cold start's.
+    a fault in them would pass.
     """
-    scales = len(goal.reference)
+
+    def __init__(
+        self, reference: Reference, images: NDArray[np.uint8], counts: Sequence[int]
+    ) -> None:
+        self.images, self.problem = images, reference.bind(images)
+        self.goal = self.problem.converged()
+        cold = [np.zeros_like(z) for z in self.goal.states]
+        self.starts = {"warm": self.goal.states, "cold": cold}
+        self.answers = {
+            "warm": self.problem.solve(self.goal.states, counts),
+            "cold": self.problem.solve(None, counts),
+        }
+
+
+def batches(
+    reference: Reference, images: NDArray[np.uint8], batch: int, counts: Sequence[int]
+) -> Iterator[list[Solves]]:
+    """The reference's answers, as many at a time as may be held in memory."""
+    held: list[Solves] = []
+    for first in range(0, len(images), batch):
+        group = np.take(images, range(first, first + batch), axis=0, mode="wrap")
+        held.append(Solves(reference, group, counts))
+        size = sum(z.nbytes for z in held[0].goal.states) * (2 * len(counts) + 2)
+        if (len(held) + 1) * size > HELD:
+            yield held
+            held = []
+    if held:
+        yield held
+
+
+def compare(session: ort.InferenceSession, solves: Solves, evaluations: int) -> RungParity:
+    """One rung on B images. The solver gap is the cold start's."""
+    absolute, relative, residuals, agreements = [], [], [], []
+    goal = solves.goal
+    scales = len(goal.states)
     names = [OUTPUT, RESIDUAL, *state_names(scales, "next_state")]
-    state_errors, residual_errors, agreements = [], [], []
-    for start in (goal.reference, model.zero_state(goal.u)):  # the cold one last
-        expected = solve(model.bind(goal.u), start, solver, evaluations, best=best)
-        states_in = (z.numpy() for z in start)
-        feeds = {IMAGE: image[None], **dict(zip(state_names(scales), states_in, strict=True))}
-        answer, residual, *states = session.run(names, feeds)
-        answer = answer if model.config.task == "segmentation" else answer.argmax(axis=1)
-        state_errors += [
-            float(np.abs(found - want.numpy()).max())
-            for found, want in zip(states, expected.value, strict=True)
-        ]
-        wanted = float(expected.residual)
+    for kind in ("warm", "cold"):  # the cold one last
+        wanted = solves.answers[kind][evaluations]
+        states = dict(zip(state_names(scales), solves.starts[kind], strict=True))
+        answer, residual, *found = session.run(names, {IMAGE: solves.images} | states)
+        classes = answer.argmax(axis=1) if answer.ndim == 2 else answer
+        pairs = list(zip(found, wanted.states, strict=True))
+        absolute.append(max(float(np.abs(a - b).max()) for a, b in pairs))
+        relative.append(distance(found, wanted.states))
         # At the equilibrium itself the residual is rounding: compare it with what matters.
-        residual_errors.append(abs(float(residual[0]) - wanted) / max(wanted, REFERENCE_TOL))
-        agreements.append(float((answer == readout(expected.value)).mean()))
+        gap = np.abs(residual - wanted.residual) / np.maximum(wanted.residual, REFERENCE_TOL)
+        residuals.append(float(gap.max()))
+        agreements.append(float((classes == wanted.classes).mean()))
     return RungParity(
+        profile="",
+        precision="",
         evaluations=evaluations,
-        state_max_abs=float(np.max(state_errors)),
-        residual_max_rel=float(np.max(residual_errors)),
+        state_max_abs=float(np.max(absolute)),
+        state_rel=float(np.max(relative)),
+        residual_max_rel=float(np.max(residuals)),
         answer_agreement=float(np.min(agreements)),
-        solver_gap_state=distance(states, goal.reference),
-        solver_gap_agreement=float((answer == goal.reference_answer).mean()),
-        residual=float(residual[0]),
+        solver_gap_state=distance(found, goal.states),
+        solver_gap_agreement=float((classes == goal.classes).mean()),
+        residual=float(residual.mean()),
     )
 
 
-def distance(states: Sequence[NDArray[np.float32]], reference: State) -> float:
-    """``||z - z*|| / ||z*||`` over all scales."""
-    difference = sum(
-        float(np.square(z - r.numpy()).sum()) for z, r in zip(states, reference, strict=True)
-    )
-    return float(np.sqrt(difference / sum(float(r.square().sum()) for r in reference)))
+def step_error(profile: Profile, rung: Rung, root: Path, solves: Solves) -> float:
+    """Largest relative error of a single step that starts from the reference's own state."""
+    precision = rung.steps[0].precision
+    (parts,) = [parts for parts in profile.parts if parts.precision == precision]
+    single = next(step for step in parts.advance if step.evaluations == 1)
+    session = open_session(root / single.graph)
+    names = [output.name for output in session.get_outputs()]
+    (takes,) = [i for i in session.get_inputs() if i.name == INJECTION]
+    half = "float16" in takes.type
+    u = solves.problem.injection().astype(np.float16 if half else np.float32)
+    worst = 0.0
+    for start in (solves.goal.states, None):
+        for pair in solves.problem.steps(start, rung.evaluations):
+            found = dict(zip(names, session.run(names, {INJECTION: u} | pair.feeds), strict=True))
+            for kind in ("value", "next_state"):
+                keys = [name for name in names if name.startswith(kind)]
+                if keys:
+                    gap = distance([found[k] for k in keys], [pair.expected[k] for k in keys])
+                    worst = max(worst, gap) if np.isfinite(gap) else float("inf")
+    return worst
 
 
-def combine(evaluations: int, found: list[RungParity]) -> RungParity:
+def open_session(path: Path) -> ort.InferenceSession:
+    """A graph on the CPU."""
+    return ort.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+
+
+def distance(states: Sequence[Array], reference: Sequence[Array]) -> float:
+    """``||z - z*|| / ||z*||`` over all scales, the largest of any sample."""
+    gap = sum(squares(z - r) for z, r in zip(states, reference, strict=True))
+    size = sum(squares(r) for r in reference)
+    return float(np.sqrt(np.max(gap / np.maximum(size, np.finfo(np.float64).tiny))))
+
+
+def squares(x: Array) -> Array:
+    """Sum of squares per sample, in double precision."""
+    flat = x.reshape(len(x), -1).astype(np.float64)
+    return np.asarray((flat * flat).sum(axis=1))
+
+
+def combine(found: list[RungParity]) -> RungParity:
     """Worst case of what the gate judges, mean of what it reports."""
-    return RungParity(
-        evaluations=evaluations,
-        state_max_abs=float(np.max([r.state_max_abs for r in found])),
-        residual_max_rel=float(np.max([r.residual_max_rel for r in found])),
-        answer_agreement=float(np.mean([r.answer_agreement for r in found])),
-        solver_gap_state=float(np.mean([r.solver_gap_state for r in found])),
-        solver_gap_agreement=float(np.mean([r.solver_gap_agreement for r in found])),
-        residual=float(np.mean([r.residual for r in found])),
+
+    def worst(name: str) -> float:
+        return float(np.max([getattr(r, name) for r in found]))
+
+    def mean(name: str) -> float:
+        return float(np.mean([getattr(r, name) for r in found]))
+
+    return replace(
+        found[0],
+        state_max_abs=worst("state_max_abs"),
+        state_rel=worst("state_rel"),
+        residual_max_rel=worst("residual_max_rel"),
+        answer_agreement=mean("answer_agreement"),
+        solver_gap_state=mean("solver_gap_state"),
+        solver_gap_agreement=mean("solver_gap_agreement"),
+        residual=mean("residual"),
     )

@@ -104,9 +104,13 @@ def test_the_verification_is_plausible(kind: str, request: pytest.FixtureRequest
     assert ort.__version__ in report.backend
     assert [rung.evaluations for rung in report.rungs] == [1, 2, 4]
     for rung in report.rungs:
-        assert 0 < rung.state_max_abs < report.atol
+        assert (rung.profile, rung.precision, rung.reference) == ("ort-cpu", "fp32", "torch")
+        assert 0 < rung.state_max_abs < report.tolerances["fp32"].atol
+        assert 0 < rung.state_rel < report.tolerances["fp32"].rtol
+        assert 0 < rung.rounding < 1e-5, "the tiny model is not sensitive"
+        assert rung.step_rel is None
         assert 0 <= rung.residual_max_rel < 1e-3
-        assert report.min_agreement <= rung.answer_agreement <= 1
+        assert report.tolerances["fp32"].min_agreement <= rung.answer_agreement <= 1
         assert 0 <= rung.solver_gap_agreement <= 1
     gaps = [rung.solver_gap_state for rung in report.rungs]
     assert gaps == sorted(gaps, reverse=True)
@@ -171,7 +175,7 @@ def test_another_size_another_solver_and_images_of_ones_own(
     assert manifest.states[0].shape == (1, 8, 8, 32)
     assert (manifest.solver.name, manifest.solver.settings) == ("anderson", {"m": 2})
     assert (manifest.verification.images, manifest.verification.source) == (3, "my street")
-    assert any("solve-k3" in message for message in told)
+    assert any("3 evaluations" in message for message in told)
     with edge_mdeq.load(tmp_path / "wide.mdeq") as model:
         assert model(np.zeros((40, 50, 3), np.uint8)).output.shape == (40, 50)
 
@@ -207,8 +211,8 @@ def test_broken_graphs_do_not_pass_the_gate(
         main()
     assert left.value.code == 1
     captured = capsys.readouterr()
-    assert "solve-k1 differs from torch" in captured.err
-    assert "--atol" in captured.err
+    assert "solve-k1 in fp32 differs from torch" in captured.err
+    assert "--rtol" in captured.err
     assert "wrote" not in captured.out
     assert names(tmp_path) == ["old.mdeq"]
     assert contents(out) == contents(segmenter_bundle)
@@ -217,21 +221,33 @@ def test_broken_graphs_do_not_pass_the_gate(
 @pytest.mark.parametrize(
     ("bars", "found", "message"),
     [
-        ({"atol": 1e-12}, {}, r"solve-k1 differs .* in its states, allowed is 1e-12 \(--atol\)"),
-        ({"min_agreement": 1.1}, {}, r"solve-k1 agrees with torch on 100\.000% of the answers"),
-        ({}, {"state_max_abs": float("nan")}, "solve-k4 differs from torch by nan"),
-        ({}, {"answer_agreement": float("nan")}, "solve-k4 agrees with torch on nan%"),
+        ({"rtol": 1e-12}, {}, r"solve-k1 in fp32 differs .* relative; allowed is 1e-12 \(--rtol\)"),
+        ({"atol": 1e-12}, {}, r"solve-k1 in fp32 differs .* allowed is 1e-12 \(--atol\)"),
+        ({"min_agreement": 1.1}, {}, r"solve-k1 in fp32 agrees with torch on 100\.000% of the"),
+        ({}, {"state_rel": float("nan")}, "solve-k4 in fp32 differs from torch by nan"),
+        ({}, {"state_max_abs": float("nan")}, "solve-k4 in fp32 differs from torch by nan"),
+        ({}, {"answer_agreement": float("nan")}, "solve-k4 in fp32 agrees with torch on nan%"),
         ({}, {"answer_agreement": 0.9}, r"90\.000% of the answers, required is 99\.9%"),
+        ({}, {"step_rel": 2e-4}, r"by 2\.00e-04 in a single step, relative"),
+        ({}, {"step_rel": float("nan")}, "by nan in a single step"),
     ],
 )
-def test_the_gate_has_two_bars_and_nan_passes_neither(
+def test_the_gate_has_three_bars_and_nan_passes_none(
     segmenter_bundle: Path, bars: dict[str, float], found: dict[str, float], message: str
 ) -> None:
     report = open_bundle(segmenter_bundle).manifest.verification
     require_parity(report)
     rungs = (*report.rungs[:-1], replace(report.rungs[-1], **found))  # type: ignore[arg-type]
+    tolerances = {"fp32": replace(report.tolerances["fp32"], **bars)}
     with pytest.raises(ParityError, match=message):
-        require_parity(replace(report, rungs=rungs, **bars))  # type: ignore[arg-type]
+        require_parity(replace(report, rungs=rungs, tolerances=tolerances))
+
+
+def test_a_solve_too_sensitive_to_compare_is_judged_by_its_steps(segmenter_bundle: Path) -> None:
+    report = open_bundle(segmenter_bundle).manifest.verification
+    apart = {"state_rel": 0.1, "state_max_abs": 1.0, "answer_agreement": 0.9, "rounding": 0.1}
+    rung = replace(report.rungs[-1], **apart, step_rel=1e-6)  # type: ignore[arg-type]
+    require_parity(replace(report, rungs=(rung,)))
 
 
 # Refused before anything is traced
