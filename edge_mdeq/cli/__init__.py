@@ -11,7 +11,7 @@ from typing import NoReturn
 import typer
 
 from edge_mdeq import __version__
-from edge_mdeq.cli import export, import_, inspect, run, train, tune
+from edge_mdeq.cli import export, import_, inspect, run, train, tune, unroll
 from edge_mdeq.cli.console import INTERRUPTED, fail
 from edge_mdeq.cli.greedy import spread
 from edge_mdeq.errors import EdgeMdeqError
@@ -22,6 +22,7 @@ LEFT = {
     "run": "what was written until then is finished",
     "train": "--resume goes on from the last checkpoint",
     "tune": "--resume goes on from the last checkpoint",
+    "unroll": "the bundle is as it was",
 }
 GREEDY = frozenset(
     {"--iterations", "--ignore"}
@@ -57,6 +58,7 @@ app.command("train")(train.train)
 app.command("tune")(tune.tune)
 app.command("import")(import_.import_checkpoint)
 app.command("export")(export.export)
+app.command("unroll")(unroll.unroll)
 app.command("inspect")(inspect.inspect)
 app.command("run")(run.run)
 

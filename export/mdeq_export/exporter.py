@@ -22,7 +22,6 @@ from edge_mdeq.bundle.manifest import encode_manifest
 from edge_mdeq.bundle.reader import MANIFEST
 from edge_mdeq.bundle.writer import describe_files
 from edge_mdeq.config import InputConfig, ModelCard
-from edge_mdeq.errors import ConfigError
 from edge_mdeq.model import MDEQ
 from edge_mdeq.solvers import make_solver
 from edge_mdeq.version import __version__
@@ -32,11 +31,9 @@ from mdeq_export.compose import (
     IMAGE,
     OUTPUT,
     RESIDUAL,
-    Pieces,
-    advance_model,
     state_names,
 )
-from mdeq_export.graphs import write_profile
+from mdeq_export.graphs import check_counts, write_profile
 from mdeq_export.images import verification_images
 from mdeq_export.pieces import trace_pieces
 from mdeq_export.profiles import PROFILES
@@ -46,7 +43,6 @@ from mdeq_export.verify import TOLERANCES, require_parity, verify
 __all__ = ["ExportSettings", "export_bundle"]
 
 PROFILE = "ort-cpu"
-MAX_EVALUATIONS = 256
 VERIFICATION_IMAGES = 8
 
 
@@ -75,11 +71,7 @@ class ExportSettings:
     force: bool = False
 
     def __post_init__(self) -> None:
-        if not self.iterations:
-            raise ConfigError("iterations is empty, need at least one count")
-        for count in self.iterations:
-            if not 1 <= count <= MAX_EVALUATIONS:
-                raise ConfigError(f"iterations {count} is not in 1..{MAX_EVALUATIONS}")
+        check_counts(self.iterations)
 
 
 def export_bundle(
@@ -131,7 +123,7 @@ def export_bundle(
             labels=card.labels,
             palette=card.palette,
             **interface(frozen, config, card),
-            **between(pieces),
+            **between(folder / profile.parts[0].advance[0].graph, card.model.scales),
             solver=SolverSpec(settings.solver, settings.solver_settings, settings.best),
             profiles={PROFILE: profile},
             verification=report,
@@ -169,15 +161,16 @@ def interface(model: MDEQ, config: InputConfig, card: ModelCard) -> dict[str, An
     }
 
 
-def between(pieces: Pieces) -> dict[str, Any]:
-    """The part of the manifest that describes what passes from one part of a solve to the next."""
-    inputs = [spec(value) for value in advance_model(pieces, 1).graph.inputs]
-    outputs = [str(value.name) for value in advance_model(pieces, 1).graph.outputs]
+def between(path: Path, scales: int) -> dict[str, Any]:
+    """The part of the manifest that describes what an ``advance`` graph takes and gives."""
+    graph = ir.load(path).graph
+    inputs = [spec(value) for value in graph.inputs]
+    outputs = [str(value.name) for value in graph.outputs]
     values = [name for name in outputs if name.startswith("value")]
     return {
         "injection": inputs[0],
-        "values": tuple(values or outputs[: pieces.scales]),
-        "history": tuple(inputs[1 + pieces.scales :]),
+        "values": tuple(values or outputs[:scales]),
+        "history": tuple(inputs[1 + scales :]),
         "history_outputs": tuple(name for name in outputs if name.startswith("next_history")),
     }
 

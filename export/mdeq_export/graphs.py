@@ -12,7 +12,7 @@ from pathlib import Path
 import onnx_ir as ir
 
 from edge_mdeq.bundle import Bundle, Parts, Profile, Rung, Step, WeightsFile
-from edge_mdeq.errors import BundleError, ExportError
+from edge_mdeq.errors import BundleError, ConfigError, ExportError
 from mdeq_export.compose import (
     Composer,
     Pieces,
@@ -26,9 +26,10 @@ from mdeq_export.passes import DropIdentity, run_passes
 from mdeq_export.profiles import TargetProfile
 from mdeq_export.serialize import check_graph, save_graph, write_weights
 
-__all__ = ["Ladder", "lower", "read_pieces", "write_profile", "write_rungs"]
+__all__ = ["Ladder", "check_counts", "lower", "read_pieces", "write_profile", "write_rungs"]
 
 PRECISION = "fp32"
+MAX_EVALUATIONS = 256
 
 Progress = Callable[[str], None]
 
@@ -79,7 +80,7 @@ def write_profile(
         references = write_weights(all_initializers(lowered), weights)
     except OSError as error:
         raise ExportError(f"cannot write {weights}: {error.strerror}") from error
-    ladder = write_rungs(lowered, counts, root, place, references, progress)
+    ladder = write_rungs(lowered, counts, root, place, PRECISION, references, progress)
     progress(f"writing the parts for {target.name}")
     named = {"inject": inject_model(lowered), "readout": readout_model(lowered)}
     named |= {f"piece-{name}": model for name, model in piece_models(lowered).items()}
@@ -103,11 +104,27 @@ def write_profile(
     )
 
 
+def check_counts(counts: Iterable[int]) -> set[int]:
+    """``counts`` without repetition.
+
+    Raises:
+        ConfigError: there are none, or one is out of range.
+    """
+    wanted = set(counts)
+    if not wanted:
+        raise ConfigError("iterations is empty, need at least one count")
+    for count in sorted(wanted):
+        if not 1 <= count <= MAX_EVALUATIONS:
+            raise ConfigError(f"iterations {count} is not in 1..{MAX_EVALUATIONS}")
+    return wanted
+
+
 def write_rungs(
     pieces: Pieces,
     counts: Iterable[int],
     root: Path,
     place: Path,
+    precision: str,
     references: Mapping[str, ir.ExternalTensor],
     progress: Progress = lambda message: None,
 ) -> Ladder:
@@ -120,6 +137,7 @@ def write_rungs(
         counts: evaluations of f.
         root: the bundle's folder.
         place: the profile's, within it.
+        precision: of the pieces.
         references: where large initializers lie, by name.
         progress: told what is being done.
 
@@ -136,7 +154,7 @@ def write_rungs(
             progress(f"composing {kind}, {count} evaluations")
             path = place / f"{kind}-k{count}.onnx"
             file = write_graph(compose(pieces, count), path, references, root)
-            rungs.append(Rung((Step(PRECISION, count),), file))
+            rungs.append(Rung((Step(precision, count),), file))
     return Ladder(tuple(solve), tuple(advance))
 
 
