@@ -68,6 +68,10 @@ class ParityError(ExportError):
     """An export whose graphs do not compute what the torch model computes."""
 
 
+class ConvergenceError(ExportError):
+    """Weights whose iteration does not converge as far as was asked for."""
+
+
 class BundleError(EdgeMdeqError):
     """A bundle that is missing, altered, incomplete or written by a newer version."""
 

@@ -22,6 +22,7 @@ __all__ = [
     "Profile",
     "Rung",
     "RungParity",
+    "SolverCurve",
     "SolverSpec",
     "Step",
     "TensorSpec",
@@ -39,7 +40,7 @@ SCHEMA = 1
 
 @dataclass(frozen=True)
 class TensorSpec:
-    """A named tensor of a graph."""
+    """A named tensor of a graph; a first dimension of -1 is a batch of any size."""
 
     name: str
     dtype: str
@@ -221,6 +222,26 @@ class RungParity:
 
 
 @dataclass(frozen=True)
+class SolverCurve:
+    """How a solver converges on these weights, from a cold start; entry k is of k + 1 evaluations.
+
+    Attributes:
+        solver, settings: as ``edge_mdeq.solvers.make_solver`` takes them.
+        cost: of one evaluation with the solver's step, estimated; the plain iteration's is 1.
+        residual: relative residual, mean over the images.
+        worst: the largest of any image.
+        disagreement: share of pixels (or images) with another class than the converged solve.
+    """
+
+    solver: str
+    settings: dict[str, float]
+    cost: float
+    residual: tuple[float, ...]
+    worst: tuple[float, ...]
+    disagreement: tuple[float, ...]
+
+
+@dataclass(frozen=True)
 class Verification:
     """The parity gate: on what it ran, what it allowed, what it found.
 
@@ -230,6 +251,9 @@ class Verification:
         reference_evaluations, reference_residual: how far the converged solve went.
         backend: what ran the graphs.
         rungs: one entry per rung.
+        curves: one per solver that was measured, the exported one first.
+        spectral_radius: of f's Jacobian at the equilibrium, the largest of the images looked at; at
+            or above 1 the plain iteration need not converge.
     """
 
     images: int
@@ -239,6 +263,8 @@ class Verification:
     reference_residual: float
     backend: str
     rungs: tuple[RungParity, ...]
+    curves: tuple[SolverCurve, ...] = ()
+    spectral_radius: float | None = None
 
 
 @dataclass(frozen=True)

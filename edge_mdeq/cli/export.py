@@ -21,7 +21,17 @@ def export(
         [1, 2, 4, 8], "--iterations", min=1, help="Evaluations of f of each rung: 1 2 4 8."
     ),
     f_solver: str = typer.Option(
-        "fixed_point", "--f-solver", help="fixed_point, anderson or broyden."
+        "fixed_point",
+        "--f-solver",
+        help="fixed_point, anderson, broyden; auto measures which is the cheapest that suffices.",
+    ),
+    f_tol: float = typer.Option(
+        None, "--f-tol", help="What auto asks for: largest relative residual, else 1e-2."
+    ),
+    max_metric_drop: float = typer.Option(
+        None,
+        "--max-metric-drop",
+        help="What auto asks for instead: largest share of answers other than when converged.",
     ),
     tau: float = typer.Option(None, help="Damping of fixed_point, in (0, 1]."),
     m: int = typer.Option(
@@ -33,7 +43,13 @@ def export(
     imgsz: tuple[int, int] = typer.Option(
         None, "--imgsz", metavar="H W", help="Input size; multiples of the model's stride."
     ),
-    data: Path = typer.Option(None, help="Folder of images to verify on, else generated ones."),
+    batch: int = typer.Option(1, min=1, help="Images that a graph takes at once."),
+    dynamic_batch: bool = typer.Option(
+        False, "--dynamic-batch", help="Leave the number of images open."
+    ),
+    data: Path = typer.Option(
+        None, help="Folder of images to measure and verify on, else generated ones."
+    ),
     atol: float = typer.Option(
         None, help="Largest difference of a state element between graph and torch, else 1e-3."
     ),
@@ -49,15 +65,19 @@ def export(
     """Export weights to a deployment bundle, and verify it."""
     for module in ("torch", "onnx", "onnx_ir", "onnxscript", "onnxruntime"):
         require(module, "export", "exporting a model")
-    from edge_mdeq.cli.tables import parity_table, print_table
+    from edge_mdeq.cli.tables import parity_table, print_table, solvers_table
     from mdeq_export import ExportSettings, export_bundle
+    from mdeq_export.convergence import Goal
     from mdeq_export.verify import tolerances_with
 
     settings = ExportSettings(
         iterations=tuple(iterations),
         solver=f_solver,
         solver_settings={k: v for k, v in {"tau": tau, "m": m}.items() if v is not None},
+        goal=Goal() if f_tol is None and max_metric_drop is None else Goal(f_tol, max_metric_drop),
         best=best,
+        batch=batch,
+        dynamic_batch=dynamic_batch,
         size=imgsz,
         tolerances=tolerances_with(atol=atol, rtol=rtol, min_agreement=min_agreement),
         images=data,
@@ -65,6 +85,10 @@ def export(
     )
     with busy(quiet) as progress:
         manifest = export_bundle(weights, out, settings, progress)
+    if f_solver == "auto":
+        print_table(solvers_table(manifest))
     print_table(parity_table(manifest))
+    for warning in manifest.warnings:
+        typer.secho(f"warning: {warning}", fg=typer.colors.YELLOW, err=True)
     typer.echo(f"wrote {out}")
     next_step("edge-mdeq", "inspect", str(out))

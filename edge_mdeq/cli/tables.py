@@ -7,7 +7,7 @@ from rich.table import Table
 
 from edge_mdeq.bundle import Manifest
 
-__all__ = ["facts_table", "parity_table", "print_table", "rungs_table"]
+__all__ = ["facts_table", "parity_table", "print_table", "rungs_table", "solvers_table"]
 
 MIN_WIDTH = 100  # columns when the output is not a terminal
 
@@ -96,6 +96,27 @@ def parity_table(manifest: Manifest) -> Table:
             f"{rung.solver_gap_state:.1e}",
             f"{rung.solver_gap_agreement:.2%}",
             f"{rung.residual:.1e}",
+        )
+    return table
+
+
+def solvers_table(manifest: Manifest) -> Table:
+    """How every solver that was measured converges; the exported one comes first."""
+    curves = manifest.verification.curves
+    radius = manifest.verification.spectral_radius or float("nan")
+    table = Table(
+        title=f"relative residual, worst image, cold; spectral radius {radius:.2f}",
+        title_justify="left",
+    )
+    counts = [count for count in (1, 2, 4, 8, 16, 26) if count <= len(curves[0].worst)]
+    for column in ("solver", "cost", *(str(count) for count in counts)):
+        table.add_column(column, justify="left" if column == "solver" else "right")
+    for curve in curves:
+        options = ", ".join(f"{key}={value:g}" for key, value in curve.settings.items())
+        table.add_row(
+            f"{curve.solver} {options}".strip(),
+            f"{curve.cost:.2f}",
+            *(f"{curve.worst[count - 1]:.1e}" for count in counts),
         )
     return table
 

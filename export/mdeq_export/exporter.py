@@ -7,12 +7,15 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx_ir as ir
+from numpy.typing import NDArray
 
 from edge_mdeq.bundle import (
     InputSpec,
     Manifest,
     OutputSpec,
+    SolverCurve,
     SolverSpec,
     TensorSpec,
     Tolerance,
@@ -22,6 +25,7 @@ from edge_mdeq.bundle.manifest import encode_manifest
 from edge_mdeq.bundle.reader import MANIFEST
 from edge_mdeq.bundle.writer import describe_files
 from edge_mdeq.config import InputConfig, ModelCard
+from edge_mdeq.errors import ConfigError
 from edge_mdeq.model import MDEQ
 from edge_mdeq.solvers import make_solver
 from edge_mdeq.version import __version__
@@ -33,6 +37,16 @@ from mdeq_export.compose import (
     RESIDUAL,
     state_names,
 )
+from mdeq_export.convergence import (
+    CANDIDATES,
+    LIMIT,
+    Goal,
+    cell_flops,
+    choose,
+    equilibria,
+    largest_radius,
+    measure,
+)
 from mdeq_export.graphs import check_counts, write_profile
 from mdeq_export.images import verification_images
 from mdeq_export.pieces import trace_pieces
@@ -43,7 +57,12 @@ from mdeq_export.verify import TOLERANCES, require_parity, verify
 __all__ = ["ExportSettings", "export_bundle"]
 
 PROFILE = "ort-cpu"
-VERIFICATION_IMAGES = 8
+VERIFICATION_IMAGES, FEWEST_IMAGES = 8, 2
+FLOPS = 3e10  # of all images' single evaluations together; a verification takes some 150 of each
+CONVERGED = 0.05  # residual; what the authors of DEQ call good convergence
+AUTO = "auto"
+ANY = -1  # a batch of any size
+DYNAMIC_TRIED = 2  # the batch that an open one is verified with
 
 
 @dataclass(frozen=True)
@@ -51,27 +70,43 @@ class ExportSettings:
     """What to export.
 
     Attributes:
-        iterations: N of each rung, evaluations of f.
+        iterations: N of each rung, evaluations of f. With the solver "auto" those above what the
+            chosen one needs are left out, and that number is added.
         solver: "fixed_point", "anderson" or "broyden", with ``solver_settings`` (tau; m, beta, lam;
-            m).
+            m), or "auto": the cheapest that meets ``goal``, found by measuring.
+        goal: what "auto" asks of a solver.
         best: graphs return the iterate with the lowest residual instead of their last.
         size: (height, width) of the input; None keeps the weights' own.
+        batch: images that a graph takes at once.
+        dynamic_batch: leave their number open instead.
         tolerances: what the parity gate allows, by precision.
-        images: folder of images to verify on; None generates some.
+        images: folder of images to measure and verify on; None generates some.
         force: replace an existing bundle.
     """
 
     iterations: tuple[int, ...] = (1, 2, 4, 8)
     solver: str = "fixed_point"
     solver_settings: dict[str, float] = field(default_factory=dict)
+    goal: Goal = field(default_factory=Goal)
     best: bool = False
     size: tuple[int, int] | None = None
+    batch: int = 1
+    dynamic_batch: bool = False
     tolerances: dict[str, Tolerance] = field(default_factory=lambda: dict(TOLERANCES))
     images: Path | None = None
     force: bool = False
 
     def __post_init__(self) -> None:
         check_counts(self.iterations)
+        if self.batch < 1:
+            raise ConfigError(f"batch is {self.batch}, need at least 1")
+        if self.dynamic_batch and self.batch != 1:
+            raise ConfigError("batch and dynamic_batch exclude each other; give one of them")
+        if self.solver == AUTO:
+            if self.solver_settings:
+                raise ConfigError(f"solver {AUTO!r} finds its settings; name a solver to set them")
+        else:
+            make_solver(self.solver, **self.solver_settings)
 
 
 def export_bundle(
@@ -87,25 +122,30 @@ def export_bundle(
 
     Raises:
         WeightsError, ConfigError, DataError: bad input; nothing is written.
+        ConvergenceError: no solver meets the goal (solver "auto"); nothing is written.
         ParityError: the graphs do not compute what torch does; nothing is written.
         BundleError: ``out`` cannot be written, or exists and ``force`` is not set.
     """
     settings = settings or ExportSettings()
-    solver = make_solver(settings.solver, **settings.solver_settings)
     progress("reading weights")
     model, card = load_weights(weights)
     config = card.input
     if settings.size is not None:
         config = replace(config, height=settings.size[0], width=settings.size[1])
     card.model.check_size(config.height, config.width)
+    frozen = model.freeze()
     images, source = verification_images(
-        settings.images, VERIFICATION_IMAGES, config.height, config.width
+        settings.images, affordable(frozen, config), config.height, config.width
     )
+    batch = DYNAMIC_TRIED if settings.dynamic_batch else settings.batch
     with writing_bundle(out, settings.force) as folder:
-        frozen = model.freeze()
+        plan = decide(frozen, config, settings, images, progress)
+        solver = make_solver(plan.curve.solver, **plan.curve.settings)
         progress("tracing the pieces")
-        pieces = trace_pieces(frozen, config, solver, best=settings.best)
-        profile = write_profile(pieces, PROFILES[PROFILE], settings.iterations, folder, progress)
+        pieces = trace_pieces(
+            frozen, config, solver, settings.batch, settings.dynamic_batch, settings.best
+        )
+        profile = write_profile(pieces, PROFILES[PROFILE], plan.iterations, folder, progress)
         report = verify(
             TorchReference(frozen, config, solver, settings.best),
             {PROFILE: profile},
@@ -113,6 +153,7 @@ def export_bundle(
             images,
             source,
             settings.tolerances,
+            batch,
             progress=progress,
         )
         require_parity(report)
@@ -122,42 +163,107 @@ def export_bundle(
             task=card.model.task,
             labels=card.labels,
             palette=card.palette,
-            **interface(frozen, config, card),
+            **interface(frozen, config, card, ANY if settings.dynamic_batch else settings.batch),
             **between(folder / profile.parts[0].advance[0].graph, card.model.scales),
-            solver=SolverSpec(settings.solver, settings.solver_settings, settings.best),
+            solver=SolverSpec(plan.curve.solver, plan.curve.settings, settings.best),
             profiles={PROFILE: profile},
-            verification=report,
+            verification=replace(report, curves=plan.curves, spectral_radius=plan.radius),
             provenance=card.provenance,
             metrics=card.metrics,
+            warnings=plan.warnings,
             files=describe_files(folder),
         )
         (folder / MANIFEST).write_bytes(encode_manifest(manifest))
     return manifest
 
 
-def interface(model: MDEQ, config: InputConfig, card: ModelCard) -> dict[str, Any]:
-    """The part of the manifest that describes inputs and outputs."""
+def affordable(model: MDEQ, config: InputConfig) -> int:
+    """How many images to measure on: fewer where one evaluation takes long."""
+    return max(FEWEST_IMAGES, min(VERIFICATION_IMAGES, int(FLOPS / cell_flops(model, config))))
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What will be exported, and why.
+
+    Attributes:
+        curve: of the solver.
+        curves: of all that were measured, this one first.
+        iterations: N of each rung.
+        radius: the spectral radius.
+        warnings: for the manifest.
+    """
+
+    curve: SolverCurve
+    curves: tuple[SolverCurve, ...]
+    iterations: tuple[int, ...]
+    radius: float
+    warnings: tuple[str, ...] = ()
+
+
+def decide(
+    model: MDEQ,
+    config: InputConfig,
+    settings: ExportSettings,
+    images: NDArray[np.uint8],
+    progress: Callable[[str], None],
+) -> Plan:
+    """Measure the named solver, or all of them and choose.
+
+    Raises:
+        ConvergenceError: "auto", and none meets the goal.
+    """
+    progress("converged reference solve")
+    goals = equilibria(model, config, images)
+    progress("spectral radius")
+    radius = round(largest_radius(model, config, images, goals), 4)
+
+    def curve(name: str, options: dict[str, float], limit: int) -> SolverCurve:
+        shown = ", ".join(f"{key} {value:g}" for key, value in options.items())
+        progress(f"measuring {name} {shown}".rstrip())
+        return measure(model, config, name, options, images, goals, settings.best, limit)
+
+    if settings.solver == AUTO:
+        curves = [curve(name, options, LIMIT) for name, options in CANDIDATES]
+        choice = choose(curves, settings.goal, radius)
+        below = [count for count in settings.iterations if count < choice.evaluations]
+        return Plan(choice.curve, choice.curves, (*below, choice.evaluations), radius)
+    limit = max(LIMIT, *settings.iterations)
+    found = curve(settings.solver, settings.solver_settings, limit)
+    left = found.worst[-1]
+    warnings: tuple[str, ...] = ()
+    if not left <= CONVERGED:
+        warnings = (
+            f"{settings.solver} does not converge on these weights: a residual of {left:.2g} is "
+            f"left after {limit} evaluations (spectral radius {radius:.2f}). Answers depend on the "
+            "number of evaluations; `edge-mdeq tune` shapes weights that converge",
+        )
+    return Plan(found, (found,), settings.iterations, radius, warnings)
+
+
+def interface(model: MDEQ, config: InputConfig, card: ModelCard, batch: int) -> dict[str, Any]:
+    """The part of the manifest that describes inputs and outputs; ``ANY`` leaves the batch open."""
     height, width = config.height, config.width
-    shapes = model.config.state_shapes(1, height, width)
+    shapes = model.config.state_shapes(batch, height, width)
     segmentation = model.config.task == "segmentation"
     answer = (
-        OutputSpec(TensorSpec(OUTPUT, "uint8", (1, height, width)), "class_indices")
+        OutputSpec(TensorSpec(OUTPUT, "uint8", (batch, height, width)), "class_indices")
         if segmentation
-        else OutputSpec(TensorSpec(OUTPUT, "float32", (1, model.config.classes)), "scores")
+        else OutputSpec(TensorSpec(OUTPUT, "float32", (batch, model.config.classes)), "scores")
     )
-    confidence = TensorSpec(CONFIDENCE, "float32", (1, *shapes[0][2:])) if segmentation else None
+    low = TensorSpec(CONFIDENCE, "float32", (batch, *shapes[0][2:]))
     return {
         "input": InputSpec(
-            TensorSpec(IMAGE, "uint8", (1, height, width, 3)), config.mean, config.std
+            TensorSpec(IMAGE, "uint8", (batch, height, width, 3)), config.mean, config.std
         ),
         "output": answer,
-        "confidence": confidence,
+        "confidence": low if segmentation else None,
         "states": tuple(
             TensorSpec(name, "float32", shape)
             for name, shape in zip(state_names(len(shapes)), shapes, strict=True)
         ),
         "state_outputs": tuple(state_names(len(shapes), "next_state")),
-        "residual": TensorSpec(RESIDUAL, "float32", (1,)),
+        "residual": TensorSpec(RESIDUAL, "float32", (batch,)),
     }
 
 
@@ -180,4 +286,5 @@ def spec(value: ir.Value) -> TensorSpec:
     assert value.shape is not None
     assert value.dtype is not None
     dtype = value.dtype.numpy().name
-    return TensorSpec(str(value.name), dtype, tuple(int(n) for n in value.shape.numpy()))
+    shape = tuple(n if isinstance(n, int) else ANY for n in value.shape)
+    return TensorSpec(str(value.name), dtype, shape)

@@ -75,7 +75,8 @@ class OrtCpuBackend:
 
     Raises:
         MissingExtraError: ONNX Runtime is not installed.
-        BundleError: the bundle lacks the profile, or a file of it is missing or altered.
+        BundleError: the bundle lacks the profile, takes several images at once, or a file of it is
+            missing or altered.
     """
 
     name = "ONNX Runtime, CPU"
@@ -84,6 +85,12 @@ class OrtCpuBackend:
         self.ort = require("onnxruntime", "onnxruntime", "running a bundle on the CPU")
         limit_heaps()
         share_arena(self.ort)
+        batch = bundle.manifest.input.tensor.shape[0]
+        if batch > 1:
+            raise BundleError(
+                f"{bundle.path} was exported for batches of {batch}; a stream is answered frame by "
+                "frame: export with --batch 1 or --dynamic-batch"
+            )
         self.bundle = bundle
         self.threads = threads
         self.sessions: dict[str, Any] = {}
@@ -154,5 +161,6 @@ def share_arena(ort: ModuleType) -> None:
 
 
 def allocate(spec: TensorSpec) -> NDArray[Any]:
-    """A zeroed array for ``spec``."""
-    return np.zeros(spec.shape, dtype=np.dtype(spec.dtype))
+    """A zeroed array for ``spec``; a batch of any size is of one here."""
+    batch, *rest = spec.shape
+    return np.zeros((abs(batch), *rest), dtype=np.dtype(spec.dtype))
