@@ -71,8 +71,8 @@ def score_resnet(network: nn.Module, objective: Classification, recipe: Recipe) 
     network.eval()
     loader = DataLoader(objective.val_set, EVALUATION_BATCH)
     answers = ((network(normalise(image.float() / 255, recipe.input)), y) for image, y in loader)
-    share, per_class = accuracy(answers, recipe.model.classes)
-    return {"accuracy": share, "balanced": float(per_class.mean())}
+    _, balanced, share = accuracy(answers, recipe.model.classes)
+    return {"accuracy": share, "balanced": balanced}
 
 
 def train_mdeq(recipe: Recipe, data: Path, out: Path, precision: str) -> dict[str, float]:

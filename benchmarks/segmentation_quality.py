@@ -10,7 +10,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from edge_mdeq.training.datasets import SegmentationFolder
+from edge_mdeq.datasets import SegmentationFolder
 from edge_mdeq.training.evaluate import evaluate
 from edge_mdeq.weights import load_weights
 

@@ -6,12 +6,15 @@ Torch is imported only when a fixture that needs it is used.
 from __future__ import annotations
 
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from edge_mdeq.config import InputConfig, ModelCard, ModelConfig, Provenance
+
+sys.path.insert(0, str(Path(__file__).parent))  # for tiny_data, which several folders share
 
 SEGMENTER = ModelCard(
     ModelConfig(

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from edge_mdeq.training.datasets import IGNORED
+from edge_mdeq.datasets import IGNORED
 from edge_mdeq.training.recipe import AugmentConfig
 
 __all__ = ["AugmentImages", "AugmentMasks"]

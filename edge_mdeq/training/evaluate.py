@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,10 +14,11 @@ from torch.utils.data import DataLoader
 from torchmetrics.classification import MulticlassConfusionMatrix
 
 from edge_mdeq.config import InputConfig
+from edge_mdeq.datasets import IGNORED, LabelledImages, SegmentationFolder
+from edge_mdeq.metrics import class_accuracy, mean_iou
 from edge_mdeq.model import MDEQ
 from edge_mdeq.solvers import Anderson, FixedPoint, Solver, solve
 from edge_mdeq.spectral import spectral_radius
-from edge_mdeq.training.datasets import IGNORED, LabelledImages, SegmentationFolder
 from edge_mdeq.training.equilibrium import normalise, read_out
 
 __all__ = [
@@ -25,7 +27,6 @@ __all__ = [
     "accuracy",
     "evaluate",
     "evaluate_classifier",
-    "mean_iou",
     "spectral_radii",
 ]
 
@@ -78,7 +79,7 @@ def evaluate(
     device = next(frozen.parameters()).device
     confusion = confusion_matrix(model.config.classes, IGNORED).to(device)
     residuals, state = [], None
-    for image, mask in (data[i] for i in range(len(data))):
+    for image, mask in (map(torch.from_numpy, data[i]) for i in range(len(data))):
         x = normalise(image[None].to(device).float() / 255, config)
         u = frozen.inject(x)
         z0 = state if warm and state is not None else frozen.zero_state(u)
@@ -110,10 +111,11 @@ def evaluate_classifier(
         solver, best: as for ``evaluate``.
     """
     frozen = model.freeze()
+    loader: DataLoader[Any] = DataLoader(data, EVALUATION_BATCH)  # type: ignore[arg-type]
     residuals: list[Tensor] = []
 
     def answers() -> Iterator[tuple[Tensor, Tensor]]:
-        for image, target in DataLoader(data, EVALUATION_BATCH):
+        for image, target in loader:
             x = normalise(image.to(next(frozen.parameters()).device).float() / 255, config)
             u = frozen.inject(x)
             z0 = frozen.zero_state(u)
@@ -121,14 +123,12 @@ def evaluate_classifier(
             residuals.append(solution.residual)
             yield frozen.readout(solution.value), target
 
-    share, per_class = accuracy(answers(), model.config.classes)
-    return Accuracy(
-        share, float(np.nanmean(per_class)), per_class, float(torch.cat(residuals).mean())
-    )
+    per_class, balanced, share = accuracy(answers(), model.config.classes)
+    return Accuracy(share, balanced, per_class, float(torch.cat(residuals).mean()))
 
 
 @torch.no_grad()
-def spectral_radii(model: MDEQ, images: Sequence[Tensor], config: InputConfig) -> Tensor:
+def spectral_radii(model: MDEQ, images: Sequence[NDArray[np.uint8]], config: InputConfig) -> Tensor:
     """The spectral radius of f's Jacobian at each image's equilibrium, (B,).
 
     Args:
@@ -139,7 +139,7 @@ def spectral_radii(model: MDEQ, images: Sequence[Tensor], config: InputConfig) -
     frozen = model.freeze()
     device = next(frozen.parameters()).device
     radii = []
-    for image in images:
+    for image in map(torch.from_numpy, images):
         u = frozen.inject(normalise(image[None].to(device).float() / 255, config))
         f = frozen.bind(u)
         solution = solve(f, frozen.zero_state(u), Anderson(), REFERENCE_EVALUATIONS, best=True)
@@ -149,8 +149,8 @@ def spectral_radii(model: MDEQ, images: Sequence[Tensor], config: InputConfig) -
 
 def accuracy(
     answers: Iterator[tuple[Tensor, Tensor]], classes: int
-) -> tuple[float, NDArray[np.float64]]:
-    """Share of right answers, and the same per class (NaN where a class does not occur).
+) -> tuple[NDArray[np.float64], float, float]:
+    """As ``class_accuracy``: share of right answers per class, its mean, the share over all.
 
     Args:
         answers: logits (B, classes) and targets (B,), batch by batch.
@@ -159,21 +159,9 @@ def accuracy(
     confusion = confusion_matrix(classes)
     for logits, target in answers:
         confusion.update(logits.argmax(dim=1).cpu(), target.cpu())
-    matrix = confusion.compute().numpy().astype(np.float64)
-    hit, total = np.diag(matrix), matrix.sum(axis=1)
-    per_class = np.where(total > 0, hit / np.maximum(total, 1), np.nan)
-    return float(hit.sum() / total.sum()), per_class
+    return class_accuracy(confusion.compute().numpy())
 
 
 def confusion_matrix(classes: int, ignored: int | None = None) -> MulticlassConfusionMatrix:
     """Torchmetrics' own, without its sums over ranks: each scores all of the data."""
     return MulticlassConfusionMatrix(classes, ignore_index=ignored, sync_on_compute=False)
-
-
-def mean_iou(confusion: NDArray[np.integer]) -> tuple[NDArray[np.float64], float]:
-    """IoU per class (NaN where a class neither occurs nor is predicted) and their mean."""
-    matrix = confusion.astype(np.float64)
-    hit = np.diag(matrix)
-    union = matrix.sum(axis=0) + matrix.sum(axis=1) - hit
-    iou = np.where(union > 0, hit / np.maximum(union, 1), np.nan)
-    return iou, float(np.nanmean(iou))

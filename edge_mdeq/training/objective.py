@@ -13,17 +13,17 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from edge_mdeq.errors import DataError
-from edge_mdeq.model import MDEQ
-from edge_mdeq.training.augment import AugmentImages, AugmentMasks
-from edge_mdeq.training.datasets import (
+from edge_mdeq.datasets import (
     IGNORED,
-    Cifar10,
-    ImageFolder,
     LabelledImages,
     SegmentationFolder,
     class_frequencies,
+    open_classification,
+    open_segmentation,
 )
+from edge_mdeq.model import MDEQ
+from edge_mdeq.training.augment import AugmentImages, AugmentMasks
+from edge_mdeq.training.crops import RandomCrops
 from edge_mdeq.training.equilibrium import forward_solver
 from edge_mdeq.training.evaluate import Score, evaluate, evaluate_classifier
 from edge_mdeq.training.recipe import Recipe
@@ -38,7 +38,7 @@ class Objective(Protocol):
 
     Attributes:
         headline: the figure that matters, a key of ``score``'s answer.
-        train_set, val_set: datasets of (image uint8 (3, h, w), target).
+        train_set, val_set: datasets of (image uint8 (3, h, w), target), of arrays and numbers.
         labels: a name per class.
     """
 
@@ -100,18 +100,8 @@ class Segmentation:
             self.weights = root_weights(class_frequencies(self.train_set, recipe.model.classes))
 
     def open(self, data: Path, split: str, size: tuple[int, int] | None) -> SegmentationFolder:
-        config = self.recipe.data
-        return SegmentationFolder(
-            data,
-            split,
-            self.recipe.model.classes,
-            config.ignore,
-            size,
-            config.layout,
-            config.fit,
-            config.grey,
-            config.cache,
-        )
+        recipe = self.recipe
+        return open_segmentation(recipe.data, data, split, recipe.model.classes, size)
 
     def augmentation(self) -> nn.Module:
         crop = self.recipe.augment.crop
@@ -155,35 +145,18 @@ class Classification:
 
     def __init__(self, recipe: Recipe, data: Path) -> None:
         self.recipe = recipe
-        self.train_set = self.open(data, "train")
-        self.labels = self.train_set.labels
-        self.val_set = self.open(data, "val")
+        images = self.open(data, "train", recipe.data.labels)
+        self.labels = images.labels
+        self.train_set = RandomCrops(images, recipe.augment, recipe.seed)
+        self.val_set = self.open(data, "val", self.labels)
         self.weights = given_weights(recipe)
         if recipe.loss.class_weights == "sqrt":
-            self.weights = root_weights(self.train_set.frequencies())
+            self.weights = root_weights(images.frequencies())
 
-    def open(self, data: Path, split: str) -> LabelledImages:
-        recipe, config = self.recipe, self.recipe.data
-        common: dict[str, Any] = {
-            "size": (recipe.input.height, recipe.input.width),
-            "augment": recipe.augment if split == "train" else None,
-            "fit": config.fit,
-            "centre": config.centre,
-            "seed": recipe.seed,
-        }
-        if config.layout == "cifar10":
-            cifar = Cifar10(data, split, **common)
-            if len(cifar.labels) != recipe.model.classes:
-                raise DataError(
-                    f"CIFAR-10 has 10 classes, the model {recipe.model.classes}; set model.classes "
-                    "= 10"
-                )
-            return cifar
-        labels = self.labels if split == "val" else config.labels
-        classes = recipe.model.classes
-        return ImageFolder(
-            data, split, classes, labels, **common, grey=config.grey, cache=config.cache
-        )
+    def open(self, data: Path, split: str, labels: Sequence[str]) -> LabelledImages:
+        recipe = self.recipe
+        size = (recipe.input.height, recipe.input.width)
+        return open_classification(recipe.data, data, split, recipe.model.classes, labels, size)
 
     def augmentation(self) -> nn.Module:
         return AugmentImages(self.recipe.augment)

@@ -10,45 +10,12 @@ from typing import Literal
 import msgspec
 
 from edge_mdeq.config import InputConfig, ModelConfig, Provenance, convert
+from edge_mdeq.datasets import LAYOUTS, SEGMENTATION_LAYOUTS, DataConfig
 from edge_mdeq.errors import ConfigError
-from edge_mdeq.fitting import FitMode
 
-__all__ = ["Recipe", "read_recipe"]
+__all__ = ["DataConfig", "Recipe", "read_recipe"]
 
 SolverName = Literal["fixed_point", "anderson", "broyden"]
-
-SEGMENTATION_LAYOUTS = ("camvid", "cityscapes")
-LAYOUTS = (*SEGMENTATION_LAYOUTS, "folder", "cifar10")
-
-
-@dataclass(frozen=True)
-class DataConfig:
-    """How the dataset folder is laid out and read; ``edge_mdeq.training.datasets`` has the layouts.
-
-    Attributes:
-        layout: "camvid" or "cityscapes" for segmentation; "folder" (a folder per class, as ImageNet
-            has it) or "cifar10" (the binary version) for classification.
-        labels: a name per class, in the order of the indices. An image folder may leave them out:
-            its folders' sorted names are taken.
-        palette: an RGB colour per class, for drawing masks.
-        ignore: mask values that count nowhere.
-        fit: how validation images meet the input size, as ``edge-mdeq run --fit`` does it.
-        centre: share of the fitted side that validation looks at (0.875 is the published "resize to
-            256, crop 224").
-        grey: whether grey photographs are taken for colour ones; otherwise they are an error.
-        cache: keep decoded images in memory, so that epochs cost no decoding.
-        workers: processes that read ahead, 0 for none.
-    """
-
-    layout: Literal["camvid", "cityscapes", "folder", "cifar10"] = "camvid"
-    labels: tuple[str, ...] = ()
-    palette: tuple[tuple[int, int, int], ...] = ()
-    ignore: tuple[int, ...] = (255,)
-    fit: FitMode = "stretch"
-    centre: float = 1.0
-    grey: bool = False
-    cache: bool = True
-    workers: int = 0
 
 
 @dataclass(frozen=True)

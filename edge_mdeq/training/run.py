@@ -22,8 +22,8 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader
 
 from edge_mdeq.errors import ConfigError, TrainingError, WeightsError
+from edge_mdeq.training.batches import GlobalBatches
 from edge_mdeq.training.checkpoint import load_checkpoint, save_checkpoint
-from edge_mdeq.training.datasets.batches import GlobalBatches
 from edge_mdeq.training.log import RunLog
 from edge_mdeq.training.objective import Objective
 from edge_mdeq.training.recipe import Recipe

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from tiny_data import write_camvid, write_cifar, write_cityscapes, write_folder
 
 from edge_mdeq.config import ModelConfig
 
@@ -19,6 +20,30 @@ if TYPE_CHECKING:
 sys.path.insert(0, str(Path(__file__).parent))  # what several files here share lies beside them
 
 Build = Callable[..., "MDEQ"]
+
+
+@pytest.fixture
+def camvid(tmp_path: Path) -> Path:
+    """A dataset in CamVid's layout, for a test to spoil."""
+    return write_camvid(tmp_path / "camvid")
+
+
+@pytest.fixture
+def cityscapes(tmp_path: Path) -> Path:
+    """A dataset in the layout of Cityscapes, for a test to spoil."""
+    return write_cityscapes(tmp_path / "cityscapes")
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A folder per class, for a test to spoil."""
+    return write_folder(tmp_path / "folder")
+
+
+@pytest.fixture
+def cifar(tmp_path: Path) -> Path:
+    """CIFAR-10's binary version, for a test to spoil."""
+    return write_cifar(tmp_path / "cifar")
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-"""Datasets for the tests of training, and one thread for torch."""
+"""What the tests of training share: one thread for torch, and a disk that fills up."""
 
 from __future__ import annotations
 
@@ -13,8 +13,6 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent))  # for what several files here share
 
-from tiny_training import write_camvid, write_cifar, write_cityscapes, write_folder
-
 
 @pytest.fixture(scope="package", autouse=True)
 def _one_thread() -> Iterator[None]:
@@ -23,30 +21,6 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
-
-
-@pytest.fixture
-def camvid(tmp_path: Path) -> Path:
-    """A dataset in CamVid's layout, for a test to spoil."""
-    return write_camvid(tmp_path / "camvid")
-
-
-@pytest.fixture
-def cityscapes(tmp_path: Path) -> Path:
-    """A dataset in the layout of Cityscapes, for a test to spoil."""
-    return write_cityscapes(tmp_path / "cityscapes")
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    """A folder per class, for a test to spoil."""
-    return write_folder(tmp_path / "folder")
-
-
-@pytest.fixture
-def cifar(tmp_path: Path) -> Path:
-    """CIFAR-10's binary version, for a test to spoil."""
-    return write_cifar(tmp_path / "cifar")
 
 
 @pytest.fixture

@@ -8,11 +8,11 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from tiny_training import VOID, draw_scene
+from tiny_data import VOID, draw_scene
 from torch import Tensor
 
+from edge_mdeq.datasets import IGNORED
 from edge_mdeq.training.augment import AugmentImages, AugmentMasks
-from edge_mdeq.training.datasets import IGNORED
 from edge_mdeq.training.recipe import AugmentConfig
 from edge_mdeq.training.run import seed_step
 

@@ -7,7 +7,7 @@ from itertools import chain
 
 import pytest
 
-from edge_mdeq.training.datasets.batches import GlobalBatches
+from edge_mdeq.training.batches import GlobalBatches
 
 LENGTH, BATCH = 50, 24  # two images are left out of each epoch
 

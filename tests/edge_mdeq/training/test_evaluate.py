@@ -11,18 +11,18 @@ import pytest
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from tiny_training import CLASSIFIER, LABELS, SEGMENTER, VOID, write_image
+from tiny_data import LABELS, VOID, write_image
+from tiny_training import CLASSIFIER, SEGMENTER
 
 from edge_mdeq.config import InputConfig
+from edge_mdeq.datasets import IGNORED, ImageFolder, SegmentationFolder
 from edge_mdeq.model import MDEQ
 from edge_mdeq.solvers import Broyden, solve
-from edge_mdeq.training.datasets import IGNORED, ImageFolder, SegmentationFolder
 from edge_mdeq.training.equilibrium import normalise
 from edge_mdeq.training.evaluate import (
     accuracy,
     evaluate,
     evaluate_classifier,
-    mean_iou,
     spectral_radii,
 )
 from edge_mdeq.training.loop import validate
@@ -60,26 +60,13 @@ def test_normalisation_is_per_channel() -> None:
 # Segmentation
 
 
-def test_mean_iou_of_a_confusion_matrix_worked_out_by_hand() -> None:
-    """Rows are the truth: class 0 has 3 hits of 5 in the union, 1 has 2 of 3, 2 has none of 1."""
-    iou, mean = mean_iou(np.array([[3, 1, 0], [0, 2, 0], [1, 0, 0]]))
-    np.testing.assert_allclose(iou, [3 / 5, 2 / 3, 0])
-    assert mean == pytest.approx((3 / 5 + 2 / 3) / 3)
-
-
-def test_a_class_that_neither_occurs_nor_is_predicted_does_not_count() -> None:
-    iou, mean = mean_iou(np.array([[2, 0, 0], [0, 0, 0], [2, 0, 4]]))
-    assert np.isnan(iou[1])
-    assert mean == pytest.approx((2 / 4 + 4 / 6) / 2)
-
-
 def count_pixels(
     model: MDEQ, data: SegmentationFolder, warm: bool
 ) -> tuple[NDArray[np.float64], float]:
     """IoU per class and mean residual, by counting pixels in NumPy."""
     hits, unions, residuals, z = np.zeros(3), np.zeros(3), [], None
     with torch.no_grad():
-        for image, mask in (data[k] for k in range(len(data))):
+        for image, mask in (map(torch.from_numpy, data[k]) for k in range(len(data))):
             z, residual = iterate(model, image, z if warm else None, EVALUATIONS)
             residuals.append(residual)
             logits = F.interpolate(
@@ -147,7 +134,8 @@ def test_the_recipe_s_own_solver_is_what_a_run_is_scored_with(
         found.append(objective.score(model, count)["val_residual"])
         residuals = []
         for image, _ in (objective.val_set[k] for k in range(len(objective.val_set))):
-            u = model.inject(normalise(image[None] / 255, InputConfig(32, 32)))
+            x = torch.from_numpy(image)[None] / 255
+            u = model.inject(normalise(x, InputConfig(32, 32)))
             with torch.no_grad():
                 z0 = model.zero_state(u)
                 solution = solve(model.bind(u), z0, Broyden(2), count, best=best)
@@ -179,7 +167,7 @@ def test_accuracy_is_what_counting_images_gives(folder: Path, build: Build) -> N
     seen, residuals = [], []
     with torch.no_grad():
         for index in range(len(data)):
-            z, residual = iterate(model, data[index][0], None, EVALUATIONS)
+            z, residual = iterate(model, torch.from_numpy(data[index][0]), None, EVALUATIONS)
             seen.append(int(model.readout(z).argmax()))
             residuals.append(residual)
     right = np.array(seen) == np.array(data.targets)
@@ -198,9 +186,10 @@ def test_a_class_without_images_has_no_accuracy() -> None:
         (torch.eye(4)[[0, 1, 1]], torch.tensor([0, 1, 0])),
         (torch.eye(4)[[3]], torch.tensor([3])),
     ]
-    share, per_class = accuracy(iter(answers), 4)
+    per_class, balanced, share = accuracy(iter(answers), 4)
     assert share == pytest.approx(3 / 4)
     np.testing.assert_allclose(per_class, [1 / 2, 1, np.nan, 1])
+    assert balanced == pytest.approx(5 / 6)
 
 
 def test_a_classifier_s_curve_has_a_value_at_each_count(folder: Path, build: Build) -> None:

@@ -9,15 +9,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from tiny_training import (
-    CLASSIFIER,
-    EPOCH_STEPS,
-    SEGMENTER,
-    log_of,
-    scalars,
-    write_camvid,
-    write_folder,
-)
+from tiny_data import write_camvid, write_folder
+from tiny_training import CLASSIFIER, EPOCH_STEPS, SEGMENTER, log_of, scalars
 
 from edge_mdeq.errors import TrainingError
 from edge_mdeq.training.log import RunLog

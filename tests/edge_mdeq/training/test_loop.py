@@ -11,22 +11,13 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny_training import (
-    CLASSIFIER,
-    LABELS,
-    SEGMENTER,
-    VOID,
-    log_of,
-    same_weights,
-    write_camvid,
-    write_folder,
-    write_recipe,
-)
+from tiny_data import LABELS, VOID, write_camvid, write_folder
+from tiny_training import CLASSIFIER, SEGMENTER, log_of, same_weights, write_recipe
 from typer.testing import CliRunner
 
 from edge_mdeq.cli import app
+from edge_mdeq.datasets import ImageFolder, SegmentationFolder
 from edge_mdeq.errors import ConfigError, DataError, EdgeMdeqError
-from edge_mdeq.training.datasets import ImageFolder, SegmentationFolder
 from edge_mdeq.training.evaluate import evaluate, evaluate_classifier
 from edge_mdeq.training.loop import train
 from edge_mdeq.training.recipe import (

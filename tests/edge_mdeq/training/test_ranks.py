@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from tiny_data import write_camvid, write_folder
 from tiny_training import (
     CLASSIFIER,
     EPOCH_STEPS,
@@ -17,8 +18,6 @@ from tiny_training import (
     log_of,
     run_command,
     scalars,
-    write_camvid,
-    write_folder,
     write_recipe,
 )
 

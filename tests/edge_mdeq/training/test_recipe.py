@@ -6,7 +6,8 @@ from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
-from tiny_training import CLASSIFIER, LABELS, SEGMENTER, write_recipe
+from tiny_data import LABELS
+from tiny_training import CLASSIFIER, SEGMENTER, write_recipe
 
 from edge_mdeq.config import ModelConfig
 from edge_mdeq.errors import ConfigError

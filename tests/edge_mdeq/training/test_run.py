@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tiny_data import write_camvid, write_folder
 from tiny_training import (
     CLASSIFIER,
     EPOCH_STEPS,
@@ -22,8 +23,6 @@ from tiny_training import (
     run_command,
     same_weights,
     scalars,
-    write_camvid,
-    write_folder,
     write_recipe,
 )
 

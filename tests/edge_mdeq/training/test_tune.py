@@ -12,17 +12,8 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_training import (
-    CLASSIFIER,
-    LABELS,
-    SEGMENTER,
-    VOID,
-    log_of,
-    same_weights,
-    write_camvid,
-    write_folder,
-    write_recipe,
-)
+from tiny_data import LABELS, VOID, write_camvid, write_folder
+from tiny_training import CLASSIFIER, SEGMENTER, log_of, same_weights, write_recipe
 from torch import Tensor
 from typer.testing import CliRunner
 
@@ -184,7 +175,7 @@ def test_the_answers_come_closer_to_the_converged_ones(segmenter: Trained, tmp_p
     report = tune(weights, data, tmp_path, TuneSettings(1), recipe)
     untuned, after = load_weights(weights)[0].freeze(), load_weights(tmp_path)[0].freeze()
     val = make_objective(recipe, data).val_set
-    image = torch.stack([val[k][0] for k in range(len(val))]) / 255
+    image = torch.stack([torch.from_numpy(val[k][0]) for k in range(len(val))]) / 255
     teacher = answer(untuned, image, recipe, REFERENCE)
     gap = [float(divergence(answer(m, image, recipe, 1), teacher)) for m in (untuned, after)]
     assert gap[1] < 0.9 * gap[0]  # 0.3 to 0.75 of it, by the draws of training and tuning
@@ -248,11 +239,11 @@ def make_task(trained: Trained, settings: TuneSettings) -> tuple[TuneTask, Recip
     model = load_weights(weights)[0]
     objective = make_objective(recipe, data)
     items = [objective.val_set[k] for k in range(2)]
-    image = torch.stack([image for image, _ in items]) / 255
+    image = torch.stack([torch.from_numpy(image) for image, _ in items]) / 255
     target = (
         torch.as_tensor([0, 0])
         if isinstance(items[0][1], int)
-        else (torch.stack([mask for _, mask in items]).long())
+        else torch.stack([torch.from_numpy(mask) for _, mask in items]).long()
     )
     return TuneTask(model, model.freeze(), recipe, settings), recipe, image, target
 

@@ -1,4 +1,4 @@
-"""Tiny recipes, tiny datasets as real files, and what several files here ask of a run."""
+"""Tiny recipes, and what several files here ask of a run."""
 
 from __future__ import annotations
 
@@ -11,12 +11,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import cv2
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tiny_data import LABELS, PALETTE, VOID
 
 from edge_mdeq.config import InputConfig, ModelConfig, Provenance
 from edge_mdeq.training.recipe import (
@@ -30,19 +28,6 @@ from edge_mdeq.training.recipe import (
     SolverConfig,
     ValidationConfig,
 )
-
-Image = NDArray[np.uint8]
-
-LABELS = ("ground", "disc", "box")
-PALETTE = ((90, 90, 90), (220, 40, 40), (40, 40, 220))  # RGB
-COLOURS = np.array(PALETTE, dtype=np.uint8)
-VOID = 7  # what the masks mark as ignored
-SCENE = (40, 56)  # height and width of the segmentation images
-TRAIN, VAL = 6, 2  # segmentation images per split
-PER_CLASS = 4  # classification images per class and split
-CIFAR_LABELS = (
-    "airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck",
-)  # fmt: skip
 
 SEGMENTER = Recipe(
     model=ModelConfig(task="segmentation", classes=3, channels=(8, 16), expansion=2),
@@ -79,83 +64,6 @@ CLASSIFIER = Recipe(
     provenance=Provenance(name="tiny", licence="CC0-1.0"),
 )
 EPOCH_STEPS = 3  # of either recipe on its dataset below
-
-
-def write_image(path: Path, image: Image) -> None:
-    """Write RGB pixels, or a mask's, in the format that the suffix names."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    assert cv2.imwrite(str(path), image[..., ::-1] if image.ndim == 3 else image)
-
-
-def draw_scene(seed: int) -> tuple[Image, Image]:
-    """An image (40, 56, 3) RGB with a disc and a box, and its mask with a void border."""
-    rng = np.random.default_rng(seed)
-    mask: Image = np.zeros(SCENE, dtype=np.uint8)
-    cv2.circle(mask, (int(rng.integers(10, 22)), int(rng.integers(10, 30))), 8, 1, -1)
-    x, y = int(rng.integers(30, 42)), int(rng.integers(4, 24))
-    cv2.rectangle(mask, (x, y), (x + 12, y + 14), 2, -1)
-    noise = rng.integers(-10, 10, (*SCENE, 3))
-    image = (COLOURS[mask].astype(int) + noise).clip(0, 255).astype(np.uint8)
-    mask[:2] = VOID
-    return image, mask
-
-
-def write_camvid(root: Path) -> Path:
-    """PNG images and PNG index masks in CamVid's layout."""
-    for split, count, first in (("train", TRAIN, 0), ("val", VAL, 100)):
-        for k in range(count):
-            image, mask = draw_scene(first + k)
-            write_image(root / split / f"{k:03}.png", image)
-            write_image(root / f"{split}annot" / f"{k:03}.png", mask)
-    return root
-
-
-def write_cityscapes(root: Path) -> Path:
-    """The same scenes in the layout of Cityscapes, from two cities."""
-    for split, count, first in (("train", TRAIN, 0), ("val", VAL, 100)):
-        for k in range(count):
-            image, mask = draw_scene(first + k)
-            city = ("aachen", "bochum")[k % 2]
-            stem = f"{city}_{k:06}_000019"
-            write_image(root / "leftImg8bit" / split / city / f"{stem}_leftImg8bit.png", image)
-            labels = root / "gtFine" / split / city / f"{stem}_gtFine_labelTrainIds.png"
-            write_image(labels, mask)
-    return root
-
-
-def draw_photograph(label: int, seed: int, size: tuple[int, int] = (44, 60)) -> Image:
-    """An image (h, w, 3) RGB in its class's colour, with stripes that depend on the seed."""
-    rng = np.random.default_rng(1000 * label + seed)
-    image = np.empty((*size, 3), dtype=np.uint8)
-    image[:] = COLOURS[label % 3]
-    image[:, int(rng.integers(0, 8)) :: 8] //= 2
-    noise = rng.integers(-10, 10, image.shape)
-    return np.asarray((image.astype(int) + noise).clip(0, 255).astype(np.uint8))
-
-
-def write_folder(root: Path, labels: Sequence[str] = LABELS) -> Path:
-    """JPEG photographs of several sizes, a folder per class."""
-    for split, first in (("train", 0), ("val", 100)):
-        for label, name in enumerate(labels):
-            for k in range(PER_CLASS):
-                photograph = draw_photograph(label, first + k, (40 + 4 * k, 64 - 6 * k))
-                write_image(root / split / name / f"{k:03}.jpg", photograph)
-    return root
-
-
-def write_cifar(root: Path) -> Path:
-    """CIFAR-10's binary version, with four images a file and more classes than three of them."""
-    folder = root / "cifar-10-batches-bin"
-    folder.mkdir(parents=True)
-    for number, name in enumerate([*(f"data_batch_{k}" for k in range(1, 6)), "test_batch"]):
-        records = []
-        for k in range(4):
-            label = (4 * number + k) % 10
-            planes = draw_photograph(label, number, (32, 32)).transpose(2, 0, 1)
-            records.append(np.concatenate([[label], planes.ravel()]).astype(np.uint8))
-        np.concatenate(records).tofile(folder / f"{name}.bin")
-    (folder / "batches.meta.txt").write_text("\n".join([*CIFAR_LABELS, ""]))
-    return root
 
 
 def write_recipe(recipe: Recipe, path: Path) -> Path:

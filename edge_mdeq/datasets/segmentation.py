@@ -12,20 +12,17 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
-from torch.utils.data import Dataset
 
-from edge_mdeq.errors import DataError, require
-from edge_mdeq.fitting import FitMode, fit_image, plan_fit, resize
-from edge_mdeq.training.datasets.images import (
+from edge_mdeq.datasets.images import (
     decode,
     list_images,
     png_colour_type,
     read_image,
     read_whole,
 )
+from edge_mdeq.errors import DataError, require
+from edge_mdeq.fitting import FitMode, fit_image, plan_fit, resize
 
 __all__ = ["IGNORED", "SegmentationFolder", "class_frequencies"]
 
@@ -34,7 +31,7 @@ IGNORED = 255  # what every ignored mask value becomes
 Pair = tuple[NDArray[np.uint8], NDArray[np.uint8]]
 
 
-class SegmentationFolder(Dataset[tuple[Tensor, Tensor]]):
+class SegmentationFolder:
     """One split. Items are the image (3, H, W) uint8 RGB and the mask (H, W) uint8 with
     ``IGNORED`` for void.
 
@@ -75,7 +72,7 @@ class SegmentationFolder(Dataset[tuple[Tensor, Tensor]]):
                 raise DataError(
                     f"{image} has no mask: {mask} is missing; add it, or remove the image"
                 )
-        self.epoch = 0  # its augmentation is the batch's, and needs no generator here
+        self.epoch = 0  # training sets it; nothing is drawn here, augmentation is the batch's
         self.classes, self.ignore = classes, tuple(ignore)
         self.size, self.fit, self.grey = size, fit, grey
         self.first: tuple[str, tuple[int, ...]] | None = None  # name and shape of one image
@@ -107,9 +104,9 @@ class SegmentationFolder(Dataset[tuple[Tensor, Tensor]]):
     def __len__(self) -> int:
         return len(self.pairs)
 
-    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+    def __getitem__(self, index: int) -> Pair:
         image, mask = self.read(index) if self.items is None else self.items[index]
-        return torch.from_numpy(image).permute(2, 0, 1), torch.from_numpy(mask)
+        return image.transpose(2, 0, 1), mask
 
 
 def find_camvid(root: Path, split: str) -> list[tuple[Path, Path]]:
@@ -147,7 +144,7 @@ def read_mask(
     path: Path, size: tuple[int, ...], classes: int, ignore: Sequence[int]
 ) -> NDArray[np.uint8]:
     """Decode and check the index mask (H, W) of an image of ``size``."""
-    cv2 = require("cv2", "train", "reading images")
+    cv2 = require("cv2", "camera", "reading images")
     raw = read_whole(path)
     if png_colour_type(raw) == 3:
         raise DataError(
@@ -169,7 +166,7 @@ def read_mask(
     if strange.size:
         raise DataError(
             f"{path} holds labels {strange.tolist()}, out of range for {classes} classes; "
-            "list them under data.ignore in the recipe (tune: --ignore) if they mean void"
+            "list them under data.ignore in the recipe (tune and val: --ignore) if they mean void"
         )
     return np.asarray(mask)
 
@@ -193,7 +190,7 @@ def class_frequencies(data: SegmentationFolder, classes: int) -> NDArray[np.floa
     """
     counts = np.zeros(256, dtype=np.int64)
     for index in range(len(data)):
-        counts += np.bincount(data[index][1].numpy().ravel(), minlength=256)
+        counts += np.bincount(data[index][1].ravel(), minlength=256)
     present = counts[:classes]
     if not present.all():
         missing = np.flatnonzero(present == 0).tolist()

@@ -14,46 +14,34 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
-from torch.utils.data import Dataset
 
+from edge_mdeq.datasets.images import list_images, read_image
 from edge_mdeq.errors import DataError
 from edge_mdeq.fitting import FitMode, fit_image, plan_fit
-from edge_mdeq.training.datasets.images import list_images, read_image
-from edge_mdeq.training.recipe import AugmentConfig
 
-__all__ = ["Cifar10", "ImageFolder", "LabelledImages", "random_crop"]
+__all__ = ["Cifar10", "ImageFolder", "LabelledImages", "channels_first"]
 
 Image = NDArray[np.uint8]
 
+CIFAR_FILES = {
+    "train": tuple(f"data_batch_{k}.bin" for k in range(1, 6)),
+    "val": ("test_batch.bin",),
+    "test": ("test_batch.bin",),
+}
 CIFAR_RECORD = 1 + 3 * 32 * 32  # bytes: label, then red, green and blue planes
-CROP_TRIES = 10
 # Photographs are kept at most this much larger than the input: more detail never reaches it.
 CACHE_FACTOR = 2
 
 
-class LabelledImages(Dataset[tuple[Tensor, int]], ABC):
-    """Items are the image (3, H, W) uint8 RGB at the input's size and its class.
-
-    For training (``augment`` given) the crop is drawn from a generator that depends on seed, epoch
-    and index alone: neither the order of reading nor the number of processes changes it.
-    """
+class LabelledImages(ABC):
+    """Items are the image (3, H, W) uint8 RGB at the input's size, its centre, and its class."""
 
     labels: tuple[str, ...]
     targets: list[int]
 
-    def __init__(
-        self,
-        size: tuple[int, int],
-        augment: AugmentConfig | None,
-        fit: FitMode,
-        centre: float,
-        seed: int,
-    ) -> None:
-        self.size, self.augment, self.fit, self.centre = size, augment, fit, centre
-        self.seed, self.epoch = seed, 0
+    def __init__(self, size: tuple[int, int], fit: FitMode, centre: float) -> None:
+        self.size, self.fit, self.centre = size, fit, centre
 
     @abstractmethod
     def read(self, index: int) -> Image:
@@ -62,14 +50,9 @@ class LabelledImages(Dataset[tuple[Tensor, int]], ABC):
     def __len__(self) -> int:
         return len(self.targets)
 
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        image = self.read(index)
-        if self.augment is None:
-            image = central(image, self.size, self.fit, self.centre)
-        else:
-            rng = np.random.default_rng((self.seed, self.epoch, index))
-            image = random_crop(image, self.size, self.augment, rng)
-        return torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1), self.targets[index]
+    def __getitem__(self, index: int) -> tuple[Image, int]:
+        image = central(self.read(index), self.size, self.fit, self.centre)
+        return channels_first(image), self.targets[index]
 
     def frequencies(self) -> NDArray[np.float64]:
         """Share of the images that each class has, (classes,)."""
@@ -85,7 +68,8 @@ class ImageFolder(LabelledImages):
         split: "train" or "val".
         classes: how many there must be.
         labels: the folders' names in the order of the indices; empty for their sorted names.
-        size, augment, fit, centre, seed: see ``LabelledImages``.
+        size: (height, width) of the items.
+        fit, centre: how they meet it; see ``DataConfig``.
         grey: whether grey images are taken for colour ones.
         cache: decode (and check) everything now and keep it.
 
@@ -101,21 +85,19 @@ class ImageFolder(LabelledImages):
         classes: int,
         labels: Sequence[str],
         size: tuple[int, int],
-        augment: AugmentConfig | None = None,
         fit: FitMode = "stretch",
         centre: float = 1.0,
-        seed: int = 0,
         grey: bool = False,
         cache: bool = True,
     ) -> None:
-        super().__init__(size, augment, fit, centre, seed)
+        super().__init__(size, fit, centre)
         folder = split_folder(root, split)
         found = sorted(p.name for p in folder.iterdir() if p.is_dir())
         self.labels = tuple(labels) or tuple(found)
         if len(self.labels) != classes:
             raise DataError(
                 f"{folder} holds {len(found)} class folders, the model has {classes} classes; set "
-                "model.classes to what the data has"
+                "model.classes to what the data has, or choose data that fits the model"
             )
         missing = [name for name in self.labels if name not in found]
         foreign = [name for name in found if name not in self.labels]
@@ -152,7 +134,8 @@ class Cifar10(LabelledImages):
     """CIFAR-10 from its binary files, all in memory.
 
     Raises:
-        DataError: a file is missing or has another length or labels than it should.
+        DataError: no such split, or a file is missing or has another length or labels than it
+            should.
     """
 
     def __init__(
@@ -160,17 +143,15 @@ class Cifar10(LabelledImages):
         root: Path,
         split: str,
         size: tuple[int, int],
-        augment: AugmentConfig | None = None,
         fit: FitMode = "stretch",
         centre: float = 1.0,
-        seed: int = 0,
     ) -> None:
-        super().__init__(size, augment, fit, centre, seed)
+        super().__init__(size, fit, centre)
         folder = root / "cifar-10-batches-bin"
         folder = folder if folder.is_dir() else root
-        numbers = range(1, 6)
-        names = [f"data_batch_{k}.bin" for k in numbers] if split == "train" else ["test_batch.bin"]
-        records = np.concatenate([read_cifar(folder / name) for name in names])
+        if split not in CIFAR_FILES:
+            raise DataError(f"CIFAR-10 has no split {split!r}, only {', '.join(CIFAR_FILES)}")
+        records = np.concatenate([read_cifar(folder / name) for name in CIFAR_FILES[split]])
         meta = folder / "batches.meta.txt"
         if not meta.is_file():
             raise DataError(f"{meta} is missing; it names the classes, and comes with the data")
@@ -224,29 +205,6 @@ def central(image: Image, size: tuple[int, int], fit: FitMode, share: float) -> 
     return whole[top : top + size[0], left : left + size[1]]
 
 
-def random_crop(
-    image: Image, size: tuple[int, int], config: AugmentConfig, rng: np.random.Generator
-) -> Image:
-    """A training crop (H, W, 3) of ``size``.
-
-    Of random area and shape ("Going deeper with convolutions", section 6), resized; or with ``pad``
-    out of the image that was fitted and padded. Images differ in size and so cannot be cropped as
-    a batch.
-    """
-    height, width = image.shape[:2]
-    if config.pad:
-        whole = fit_image(image, plan_fit((height, width), size))
-        padded = np.pad(whole, ((config.pad,) * 2, (config.pad,) * 2, (0, 0)))
-        top = int(rng.integers(0, padded.shape[0] - size[0] + 1))
-        left = int(rng.integers(0, padded.shape[1] - size[1] + 1))
-        return padded[top : top + size[0], left : left + size[1]]
-    low, high = (math.log(r) for r in config.ratio)
-    for _ in range(CROP_TRIES):
-        area = height * width * rng.uniform(*config.scale)
-        ratio = math.exp(rng.uniform(low, high))
-        w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
-        if 0 < w <= width and 0 < h <= height:
-            top, left = int(rng.integers(0, height - h + 1)), int(rng.integers(0, width - w + 1))
-            part = image[top : top + h, left : left + w]
-            return fit_image(part, plan_fit((h, w), size))
-    return fit_image(image, plan_fit((height, width), size, "crop"))
+def channels_first(image: Image) -> Image:
+    """(h, w, 3) as (3, h, w), as training stacks them to batches; nothing is moved in memory."""
+    return np.ascontiguousarray(image).transpose(2, 0, 1)

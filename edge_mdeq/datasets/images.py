@@ -38,7 +38,7 @@ def read_image(path: Path, grey: bool = False) -> NDArray[np.uint8]:
         DataError: it cannot be decoded whole, has more than 8 bits a channel, a palette or an alpha
             channel, or is grey and ``grey`` does not allow that.
     """
-    cv2 = require("cv2", "train", "reading images")
+    cv2 = require("cv2", "camera", "reading images")
     raw = read_whole(path)
     mode = PNG_MODES.get(png_colour_type(raw))
     if mode is not None:  # OpenCV would resolve the one and drop the other without a word
@@ -50,7 +50,7 @@ def read_image(path: Path, grey: bool = False) -> NDArray[np.uint8]:
         if not grey:
             raise DataError(
                 f"{path} is grey; expected an RGB photograph. Convert it, or set data.grey in the "
-                "recipe if grey ones belong to the data"
+                "recipe (val: --grey) if grey ones belong to the data"
             )
         image = np.repeat(image[..., None], 3, axis=2)
     return np.ascontiguousarray(image[..., ::-1])
@@ -79,7 +79,7 @@ def decode(path: Path, raw: bytes, flags: int) -> NDArray[Any]:
     Raises:
         DataError: nothing.
     """
-    cv2 = require("cv2", "train", "reading images")
+    cv2 = require("cv2", "camera", "reading images")
     try:
         image = cv2.imdecode(np.frombuffer(raw, dtype=np.uint8), flags) if raw else None
     except cv2.error:  # sizes beyond reason
