@@ -52,6 +52,8 @@ from mdeq_export.images import verification_images
 from mdeq_export.pieces import trace_pieces
 from mdeq_export.profiles import PROFILES
 from mdeq_export.reference import TorchReference
+from mdeq_export.report.measurements import measure_times, update_measurements
+from mdeq_export.report.page import write_report
 from mdeq_export.verify import TOLERANCES, require_parity, verify
 
 __all__ = ["ExportSettings", "export_bundle"]
@@ -174,6 +176,10 @@ def export_bundle(
             files=describe_files(folder),
         )
         (folder / MANIFEST).write_bytes(encode_manifest(manifest))
+        progress("measuring times")  # after the hashes: it is of this machine and moment
+        update_measurements(folder, **measure_times(folder, manifest))
+        progress("writing the report")
+        write_report(folder, manifest, images)
     return manifest
 
 

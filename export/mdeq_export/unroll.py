@@ -23,6 +23,12 @@ from edge_mdeq.errors import BundleError
 from mdeq_export.compose import IMAGE, INJECTION, OUTPUT, RESIDUAL
 from mdeq_export.graphs import check_counts, read_pieces, write_rungs
 from mdeq_export.images import verification_images
+from mdeq_export.report.measurements import (
+    REPORT,
+    measure_times,
+    read_measurements,
+    update_measurements,
+)
 from mdeq_export.verify import (
     REFERENCE_EVALUATIONS,
     REFERENCE_TOL,
@@ -103,7 +109,24 @@ def unroll_bundle(
             files=describe_files(folder),
         )
         (folder / MANIFEST).write_bytes(encode_manifest(manifest))
+        progress("measuring times")
+        update_measurements(folder, **read_measurements(path) | measure_times(folder, manifest))
+        if (path / REPORT).is_file():
+            renew_report(folder, manifest, pictures, progress)
     return manifest
+
+
+def renew_report(
+    folder: Path, manifest: Manifest, pictures: Array, progress: Callable[[str], None]
+) -> None:
+    """Write the report anew where its libraries are; an old one would not know the new rungs."""
+    try:
+        from mdeq_export.report.page import write_report
+    except ImportError:
+        progress("no report: it needs the extra export")
+        return
+    progress("writing the report")
+    write_report(folder, manifest, pictures)
 
 
 def present(profile: Profile) -> set[int]:

@@ -20,6 +20,7 @@ from mdeq_export import ExportSettings, export_bundle, unroll_bundle
 from mdeq_export.compose import Pieces, solve_model
 from mdeq_export.images import scene
 
+RENEWED = {"manifest.json", "measurements.json", "report.html"}
 Copy = Callable[[Path], Path]
 
 
@@ -35,13 +36,13 @@ def test_it_gives_the_graphs_that_an_export_would_have_given(
     bundle = open_bundle(path, verify=True)
     assert bundle.manifest == manifest
     after = contents(path)
-    kept = {name: data for name, data in before.items() if name != "manifest.json"}
+    kept = {name: data for name, data in before.items() if name not in RENEWED}
     assert kept == {name: after[name] for name in kept}
     fresh = tmp_path / "fresh.mdeq"
     export_bundle(segmenter_weights, fresh, ExportSettings(iterations=(1, 2, 3, 4, 6)))
     whole = contents(fresh)
     assert after.keys() == whole.keys()
-    assert {n for n in whole if after[n] != whole[n]} == {"manifest.json"}
+    assert {n for n in whole if after[n] != whole[n]} == RENEWED
     assert manifest.profiles == open_bundle(fresh).manifest.profiles
     found = {rung.evaluations: rung for rung in manifest.verification.rungs}
     assert set(found) == {1, 2, 3, 4, 6}
@@ -50,6 +51,7 @@ def test_it_gives_the_graphs_that_an_export_would_have_given(
         assert found[count].state_rel < 1e-5
         assert found[count].answer_agreement > 0.999
         assert 0 < found[count].solver_gap_state < found[1].solver_gap_state
+    assert b"<td>6</td>" in after["report.html"], "the report knows the new rungs"
     with edge_mdeq.load(path) as model:
         assert model(scene(0, 40, 50)).output.shape == (40, 50)
 
@@ -71,7 +73,7 @@ def test_the_history_and_the_best_iterate_come_along(
     export_bundle(classifier_weights, whole, replace(settings, iterations=(2, 7)))
     unroll_bundle(path, [7])
     a, b = contents(path), contents(whole)
-    assert {name for name in a.keys() | b.keys() if a.get(name) != b.get(name)} == {"manifest.json"}
+    assert {name for name in a.keys() | b.keys() if a.get(name) != b.get(name)} == RENEWED
 
 
 WITHOUT_TORCH = """

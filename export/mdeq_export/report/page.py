@@ -1,0 +1,152 @@
+"""The page: tables, figures and pictures of a bundle in one HTML file."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+from numpy.typing import NDArray
+
+from edge_mdeq.bundle import Manifest, RungParity
+from edge_mdeq.errors import require
+from edge_mdeq.files import write_atomic
+from mdeq_export.compose import IMAGE, OUTPUT, RESIDUAL
+from mdeq_export.report import plots
+from mdeq_export.report.cost import conv_macs, operators
+from mdeq_export.report.measurements import REPORT, read_measurements
+
+__all__ = ["write_report"]
+
+PICTURES = 2  # images that predictions are shown of
+MADE_UP = 40503  # spreads the classes without a colour over the colour cube
+
+
+@dataclass(frozen=True)
+class Row:
+    """A rung: what was verified, what it costs, how long it took here."""
+
+    parity: RungParity
+    macs: int
+    bytes: int
+    milliseconds: tuple[float, float, float] | None
+
+
+@dataclass(frozen=True)
+class Picture:
+    """An image and the answer of every rung to it, as data URIs or words."""
+
+    image: str
+    answers: tuple[tuple[int, str, str, float], ...]  # evaluations, picture, words, residual
+
+
+def write_report(path: Path, manifest: Manifest, images: NDArray[np.uint8]) -> None:
+    """Write ``report.html`` into the bundle at ``path``, which must hold the graphs.
+
+    Args:
+        path: the bundle's folder.
+        manifest: of it.
+        images: (count, H, W, 3) RGB to show predictions of; the first few are used.
+
+    Raises:
+        MissingExtraError: jinja2 is not installed.
+    """
+    jinja2 = require("jinja2", "export", "writing a report")
+    measured = read_measurements(path)
+    name = next(iter(manifest.profiles))
+    environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    template = (files("mdeq_export.report") / "report.html.j2").read_text(encoding="utf-8")
+    graphs = {rung.evaluations: rung.graph for rung in manifest.profiles[name].rungs}
+    page = environment.from_string(template).render(
+        manifest=manifest,
+        report=manifest.verification,
+        what="pixels" if manifest.task == "segmentation" else "images",
+        rows=rows(path, manifest, measured),
+        measured=measured,
+        profile=name,
+        state_mb=sum(4 * abs(int(np.prod(spec.shape))) for spec in manifest.states) / 1e6,
+        history_mb=sum(4 * abs(int(np.prod(spec.shape))) for spec in manifest.history) / 1e6,
+        operators={count: operators(path / graph) for count, graph in graphs.items()},
+        figures=figures(manifest, measured),
+        pictures=pictures(path, manifest, graphs, images[:PICTURES]),
+    )
+    write_atomic(path / REPORT, page.encode())
+
+
+def rows(path: Path, manifest: Manifest, measured: Mapping[str, Any]) -> list[Row]:
+    """One per rung that was verified."""
+    found = []
+    for parity in manifest.verification.rungs:
+        profile = manifest.profiles[parity.profile]
+        rung = next(r for r in profile.rungs if r.evaluations == parity.evaluations)
+        times = None
+        if measured.get("profile") == parity.profile:
+            times = measured.get("milliseconds", {}).get(str(parity.evaluations))
+        graph = path / rung.graph
+        found.append(Row(parity, conv_macs(graph), graph.stat().st_size, times))
+    return found
+
+
+def figures(manifest: Manifest, measured: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """(title, SVG) of what there is to draw."""
+    drawn = [
+        ("Residual", plots.convergence(manifest)),
+        ("Answers", plots.disagreement(manifest)),
+    ]
+    scores = measured.get("val", {})
+    curves = {
+        kind: {int(n): v for n, v in scores[kind].items()}
+        for kind in ("cold", "warm")
+        if scores.get(kind)
+    }
+    if curves:
+        drawn.append(("Task metric", plots.metric(scores["metric"], curves)))
+    return drawn
+
+
+def pictures(
+    path: Path, manifest: Manifest, graphs: Mapping[int, str], images: NDArray[np.uint8]
+) -> list[Picture]:
+    """Each image with the answer of every rung, from a cold start."""
+    answers: list[list[tuple[int, str, str, float]]] = [[] for _ in images]
+    for count, graph in graphs.items():
+        session = ort.InferenceSession(str(path / graph), providers=["CPUExecutionProvider"])
+        batch = abs(manifest.input.tensor.shape[0])
+        cold = {s.name: np.zeros((batch, *s.shape[1:]), s.dtype) for s in manifest.states}
+        for image, into in zip(images, answers, strict=True):
+            feeds = {IMAGE: np.stack([image] * batch), **cold}
+            output, residual = session.run([OUTPUT, RESIDUAL], feeds)
+            into.append((count, *shown(manifest, image, output[0]), float(residual[0])))
+    return [Picture(png(image), tuple(into)) for image, into in zip(images, answers, strict=True)]
+
+
+def shown(manifest: Manifest, image: NDArray[np.uint8], output: NDArray[Any]) -> tuple[str, str]:
+    """A picture of a mask, or the words for scores."""
+    if manifest.task == "segmentation":
+        colours = palette(manifest)
+        blend = 0.45 * image + 0.55 * colours[output]
+        return png(blend.astype(np.uint8)), ""
+    best = np.argsort(output)[::-1][:3]
+    return "", ", ".join(f"{manifest.labels[k]} {output[k]:.2f}" for k in best)
+
+
+def palette(manifest: Manifest) -> NDArray[np.uint8]:
+    """A colour per possible class."""
+    codes = np.arange(256) * MADE_UP
+    colours = np.stack([codes >> shift & 255 for shift in (0, 5, 10)], axis=1).astype(np.uint8)
+    if manifest.palette:
+        colours[: len(manifest.palette)] = manifest.palette
+    return colours
+
+
+def png(image: NDArray[np.uint8]) -> str:
+    """An RGB image as a data URI."""
+    cv2 = require("cv2", "export", "drawing pictures")
+    ok, data = cv2.imencode(".png", np.ascontiguousarray(image[..., ::-1]))
+    assert ok, "an 8-bit image of three channels can be encoded"
+    return f"data:image/png;base64,{base64.b64encode(data.tobytes()).decode()}"

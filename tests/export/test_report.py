@@ -1,0 +1,173 @@
+"""The report of a bundle: readable alone, true to the manifest, apart from its hashes."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from edge_mdeq.bundle import Manifest, open_bundle
+from edge_mdeq.weights import load_weights
+from mdeq_export.images import scene
+from mdeq_export.pieces import Inject
+from mdeq_export.report.cost import conv_macs, operators
+from mdeq_export.report.measurements import (
+    measure_times,
+    read_measurements,
+    update_measurements,
+)
+from mdeq_export.report.page import write_report
+
+Copy = Callable[[Path], Path]
+IMAGES = np.stack([scene(seed, 64, 96) for seed in range(3)])
+
+
+class Page(HTMLParser):
+    """What a browser would fetch, the text of each table row, and the figures."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.fetched: list[str] = []
+        self.rows: list[list[str]] = []
+        self.figures = 0
+        self.open_cell = False
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        found = dict(attrs)
+        self.fetched += [found[n] or "" for n in ("src", "href", "srcset") if n in found]
+        self.figures += tag == "svg"
+        assert tag not in ("script", "link", "iframe")
+        if tag == "tr":
+            self.rows.append([])
+        if tag in ("td", "th"):
+            self.rows[-1].append("")
+            self.open_cell = True
+
+    def handle_endtag(self, tag: str) -> None:
+        self.open_cell = self.open_cell and tag not in ("td", "th")
+
+    def handle_data(self, data: str) -> None:
+        if self.open_cell:
+            self.rows[-1][-1] += data.strip()
+
+
+def page_of(bundle: Path) -> Page:
+    return Page((bundle / "report.html").read_text())
+
+
+@pytest.mark.parametrize("kind", ["segmenter", "classifier"])
+def test_it_needs_nothing_from_elsewhere(kind: str, request: pytest.FixtureRequest) -> None:
+    path: Path = request.getfixturevalue(f"{kind}_bundle")
+    page = page_of(path)
+    away = [name for name in page.fetched if not name.startswith(("data:image/", "#"))]
+    assert away == []
+    assert "@import" not in (path / "report.html").read_text()
+    assert page.figures == 2
+    pictures = sum(name.startswith("data:image/png") for name in page.fetched)
+    assert pictures == 2 * (1 + 3 * (kind == "segmenter")), "two inputs, and a mask per rung"
+
+
+def test_its_tables_say_what_the_manifest_says(segmenter_bundle: Path) -> None:
+    manifest = open_bundle(segmenter_bundle).manifest
+    rows = page_of(segmenter_bundle).rows
+    for rung in manifest.verification.rungs:
+        mine = [row for row in rows if row[:2] == ["ort-cpu fp32", str(rung.evaluations)]]
+        parity, gap, cost = mine
+        assert parity[2:4] == [f"{rung.state_rel:.1e}", f"{rung.state_max_abs:.1e}"]
+        assert parity[5] == f"{100 * rung.answer_agreement:.3f}%"
+        assert gap[2:4] == [f"{rung.residual:.1e}", f"{rung.solver_gap_state:.1e}"]
+        assert cost[5].count("/") == 2, "least, median and most"
+
+
+def test_the_cost_is_counted_as_torch_counts_it(
+    segmenter_weights: Path, segmenter_bundle: Path
+) -> None:
+    model, card = load_weights(segmenter_weights)
+    frozen = model.freeze()
+    inject = Inject(frozen, card.input)
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        u = inject(torch.zeros(1, 64, 96, 3, dtype=torch.uint8))
+        z = frozen.zero_state(u)
+        for _ in range(4):
+            z = frozen.cell(z, u)
+        frozen.readout(z)
+    found = conv_macs(segmenter_bundle / "graphs/ort-cpu/solve-k4.onnx")
+    assert 2 * found == counter.get_total_flops()
+
+
+def test_operators_are_counted(segmenter_bundle: Path) -> None:
+    one, four = (operators(segmenter_bundle / f"graphs/ort-cpu/solve-k{k}.onnx") for k in (1, 4))
+    assert four["InstanceNormalization"] == 4 * one["InstanceNormalization"]
+    assert list(four.values()) == sorted(four.values(), reverse=True)
+
+
+def test_times_are_of_this_machine_and_not_in_the_hashes(segmenter_bundle: Path) -> None:
+    manifest = open_bundle(segmenter_bundle).manifest
+    assert {"report.html", "measurements.json"}.isdisjoint(manifest.files)
+    found = json.loads((segmenter_bundle / "measurements.json").read_text())
+    assert set(found["milliseconds"]) == {"1", "2", "4"}
+    for least, median, most in found["milliseconds"].values():
+        assert 0 < least <= median <= most
+    assert found["machine"]["cores"] >= 1
+
+
+def test_measurements_grow_and_survive_what_is_no_json(
+    segmenter_bundle: Path, own_copy: Copy
+) -> None:
+    path = own_copy(segmenter_bundle)
+    before = read_measurements(path)
+    update_measurements(path, val={"metric": "miou", "cold": {"1": 0.5}})
+    assert read_measurements(path) == before | {"val": {"metric": "miou", "cold": {"1": 0.5}}}
+    (path / "measurements.json").write_text("{")
+    assert read_measurements(path) == {}
+    open_bundle(path, verify=True)
+
+
+def test_scores_that_were_measured_are_drawn(segmenter_bundle: Path, own_copy: Copy) -> None:
+    path = own_copy(segmenter_bundle)
+    manifest = open_bundle(path).manifest
+    scores = {"metric": "miou", "cold": {"1": 0.2, "4": 0.5}, "warm": {"1": 0.45, "4": 0.51}}
+    update_measurements(path, val=scores)
+    write_report(path, manifest, IMAGES)
+    assert page_of(path).figures == 3
+    assert "Task metric" in (path / "report.html").read_text()
+
+
+def test_a_warning_is_the_first_thing_to_see(segmenter_bundle: Path, own_copy: Copy) -> None:
+    path = own_copy(segmenter_bundle)
+    manifest = open_bundle(path).manifest
+    loud = replace(manifest, warnings=("it <b>diverges</b>",))
+    write_report(path, loud, IMAGES)
+    text = (path / "report.html").read_text()
+    assert '<p class="warning">it &lt;b&gt;diverges&lt;/b&gt;</p>' in text
+    assert text.index("diverges") < text.index("<table>")
+
+
+def test_scores_of_a_classifier_are_words(classifier_bundle: Path) -> None:
+    manifest: Manifest = open_bundle(classifier_bundle).manifest
+    text = (classifier_bundle / "report.html").read_text()
+    captions = re.findall(r"residual [\d.e-]+\s*: ([^<]+)<", text)
+    assert len(captions) == 2 * 3
+    for caption in captions:
+        names, scores = zip(
+            *(part.rsplit(" ", 1) for part in caption.strip().split(", ")), strict=True
+        )
+        assert set(names) <= set(manifest.labels)
+        values = [float(score) for score in scores]
+        assert values == sorted(values, reverse=True)
+
+
+def test_the_same_machine_measures_again(classifier_bundle: Path, own_copy: Copy) -> None:
+    path = own_copy(classifier_bundle)
+    found = measure_times(path, open_bundle(path).manifest)
+    assert found["profile"] == "ort-cpu"
+    assert found["machine"] == read_measurements(path)["machine"]
