@@ -19,8 +19,9 @@ if TYPE_CHECKING:
     from edge_mdeq.bundle import Manifest
     from mdeq_export import ExportSettings
     from mdeq_runtime import Model
+    from mdeq_runtime.val import ValReport
 
-__all__ = ["__version__", "export", "load"]
+__all__ = ["__version__", "export", "load", "val"]
 
 
 def export(
@@ -49,3 +50,24 @@ def load(path: str | Path, **settings: object) -> Model:
     from mdeq_runtime import Model
 
     return Model(Path(path), **settings)  # type: ignore[arg-type]
+
+
+def val(bundle: str | Path, data: str | Path, **settings: object) -> ValReport:
+    """Score a bundle's graphs on a labelled dataset's folder; torch is not needed.
+
+        >>> report = edge_mdeq.val("camvid-nano.mdeq", "CamVid", ignore=[11], warm=True)
+        >>> [(score.start, score.evaluations, score.value) for score in report.scores]
+
+    Args:
+        bundle: ``NAME.mdeq``.
+        data: the folder.
+        settings: those of ``mdeq_runtime.val.ValSettings``.
+
+    Raises:
+        EdgeMdeqError: see ``mdeq_runtime.val.validate``.
+    """
+    from pathlib import Path
+
+    from mdeq_runtime.val import ValSettings, validate
+
+    return validate(Path(bundle), Path(data), ValSettings(**settings))  # type: ignore[arg-type]

@@ -11,7 +11,7 @@ from typing import NoReturn
 import typer
 
 from edge_mdeq import __version__
-from edge_mdeq.cli import export, import_, inspect, run, train, tune, unroll
+from edge_mdeq.cli import export, import_, inspect, run, train, tune, unroll, val
 from edge_mdeq.cli.console import INTERRUPTED, fail
 from edge_mdeq.cli.greedy import spread
 from edge_mdeq.errors import EdgeMdeqError
@@ -24,9 +24,11 @@ LEFT = {
     "tune": "--resume goes on from the last checkpoint",
     "unroll": "the bundle is as it was",
 }
-GREEDY = frozenset(
-    {"--iterations", "--ignore"}
-)  # options that take all their values after one name
+GREEDY = {  # options that take all their values after one name, and what a value looks like
+    "--iterations": r"\d+",
+    "--ignore": r"\d+",
+    "--target": r"(ort|tensor\w*)-\w+",
+}
 
 app = typer.Typer(
     name="edge-mdeq",
@@ -60,6 +62,7 @@ app.command("import")(import_.import_checkpoint)
 app.command("export")(export.export)
 app.command("unroll")(unroll.unroll)
 app.command("inspect")(inspect.inspect)
+app.command("val")(val.val)
 app.command("run")(run.run)
 
 

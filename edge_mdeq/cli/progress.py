@@ -1,4 +1,4 @@
-"""The bar of long work on a workstation: training and tuning."""
+"""The bars of long work: training and tuning, and images that are counted."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-__all__ = ["first_rank", "training_bar"]
+__all__ = ["counting_bar", "first_rank", "training_bar"]
 
 HEADLINES = ("miou", "accuracy")  # what a validation calls the figure that matters
 
@@ -15,6 +15,21 @@ HEADLINES = ("miou", "accuracy")  # what a validation calls the figure that matt
 def first_rank() -> bool:
     """Whether this process speaks for all, if torchrun or Fabric started several."""
     return os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0")) == "0"
+
+
+@contextmanager
+def counting_bar(what: str, quiet: bool) -> Iterator[Callable[[int, int], None]]:
+    """Yield a function (done, in all) that moves a bar; nothing is shown where nobody looks."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+    from rich.progress import TimeRemainingColumn as Remaining
+
+    console = Console(stderr=True)
+    columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), Remaining())
+    hidden = quiet or not console.is_terminal
+    with Progress(*columns, console=console, transient=True, disable=hidden) as bar:
+        task = bar.add_task(what, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
 @contextmanager

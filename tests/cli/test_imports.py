@@ -78,7 +78,7 @@ def test_exported_names_exist_and_are_no_more_than_meant() -> None:
     import edge_mdeq
     import mdeq_runtime
 
-    assert set(edge_mdeq.__all__) == {"__version__", "export", "load"}
+    assert set(edge_mdeq.__all__) == {"__version__", "export", "load", "val"}
     assert set(mdeq_runtime.__all__) == {"Frame", "Model", "Result", "Session", "SessionSettings"}
     for package in (edge_mdeq, mdeq_runtime):
         assert all(hasattr(package, name) for name in package.__all__)
