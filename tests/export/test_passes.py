@@ -199,7 +199,7 @@ def test_a_group_norm_whose_gain_is_computed_is_refused_by_name() -> None:
 
 
 def test_a_group_norm_without_a_static_shape_is_refused_by_name() -> None:
-    graph = make_graph(shape=("batch", 8, 6, 10))
+    graph = make_graph(shape=("batch", 8, "height", 10))
     with pytest.raises(ExportError, match=r"LowerGroupNorm cannot run: .*'norm'"):
         run_passes(graph, [LowerGroupNorm()])
     assert any(node.op_type == "GroupNormalization" for node in graph)

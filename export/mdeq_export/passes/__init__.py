@@ -7,5 +7,17 @@ from mdeq_export.passes.anonymise import Anonymise
 from mdeq_export.passes.base import GraphPass, run_passes
 from mdeq_export.passes.drop_identity import DropIdentity
 from mdeq_export.passes.group_norm import LowerGroupNorm
+from mdeq_export.passes.half import Half
+from mdeq_export.passes.opset import SetOpset
+from mdeq_export.passes.uint8 import FloatBeforeUint8
 
-__all__ = ["Anonymise", "DropIdentity", "GraphPass", "LowerGroupNorm", "run_passes"]
+__all__ = [
+    "Anonymise",
+    "DropIdentity",
+    "FloatBeforeUint8",
+    "GraphPass",
+    "Half",
+    "LowerGroupNorm",
+    "SetOpset",
+    "run_passes",
+]

@@ -10,25 +10,26 @@ import numpy as np
 import onnx_ir as ir
 
 from mdeq_export.passes.base import GraphPass
+from mdeq_export.passes.values import cast, constant
 
 __all__ = ["LowerGroupNorm"]
+
+TYPES = (ir.DataType.FLOAT, ir.DataType.FLOAT16)
+SINGLE = 1  # stash_type: the statistics are FP32, whatever the type of the input
 
 
 class LowerGroupNorm(GraphPass):
     """(B, C, H, W) -> (B, G, C/G*H*W), normalise rows, back, times gain, plus bias.
 
-    A norm without gain and bias, whose ones and zeros torch's exporter has made by ConstantOfShape,
-    is normalised only.
+    B may be symbolic: the reshapes copy it. As in ONNX's definition, an FP16 input is normalised in
+    FP32 and scaled in FP16. A norm without gain and bias, whose ones and zeros torch's exporter has
+    made by ConstantOfShape, is normalised only.
     """
 
     def requires(self, graph: ir.Graph) -> str | None:
         for node in graph:
-            if node.op_type == "GroupNormalization":
-                shape = node.inputs[0].shape if node.inputs[0] is not None else None
-                if shape is None or not shape.is_static():
-                    return f"the input of {node.name!r} has no static shape, but {shape}"
-                if any(known(value) is None for value in node.inputs[1:]):
-                    return f"gain or bias of {node.name!r} is computed, not constant"
+            if node.op_type == "GroupNormalization" and (problem := obstacle(node)):
+                return problem
         return None
 
     def call(self, graph: ir.Graph) -> bool:
@@ -42,6 +43,21 @@ class LowerGroupNorm(GraphPass):
         return f"GroupNormalization remains: {left}" if left else None
 
 
+def obstacle(node: ir.Node) -> str | None:
+    """Why a norm cannot be lowered, or None."""
+    x = node.inputs[0]
+    shape = x.shape if x is not None else None
+    if shape is None or len(shape) != 4 or not all(isinstance(size, int) for size in shape[1:]):
+        return f"the input of {node.name!r} has no static shape but for its batch: {shape}"
+    if x is None or x.dtype not in TYPES:
+        return f"the input of {node.name!r} is of type {x.dtype if x else None}, not FP32 or FP16"
+    if node.attributes.get_int("stash_type", SINGLE) != SINGLE:
+        return f"the statistics of {node.name!r} are not to be FP32"
+    if any(known(value) is None for value in node.inputs[1:]):
+        return f"gain or bias of {node.name!r} is computed, not constant"
+    return None
+
+
 def lower(graph: ir.Graph, node: ir.Node) -> None:
     """Replace one node."""
     x, gain, bias = node.inputs
@@ -49,32 +65,49 @@ def lower(graph: ir.Graph, node: ir.Node) -> None:
     assert x.shape is not None
     assert gain is not None
     assert bias is not None
-    batch, channels, height, width = x.shape.numpy()
+    batch, channels, height, width = x.shape
+    assert isinstance(channels, int)
+    assert isinstance(height, int)
+    assert isinstance(width, int)
     groups = node.attributes.get_int("num_groups")
     assert groups is not None
     epsilon = node.attributes.get_float("epsilon", 1e-5)
-    dtype = np.float32
+    half = x.dtype == ir.DataType.FLOAT16
 
-    rows = constant(graph, f"rows_{groups}", np.array([batch, groups, -1], np.int64))
+    rows = constant(graph, f"rows_{groups}", np.array([0, groups, -1], np.int64))  # 0 copies B
     shape = constant(
-        graph, f"shape_{channels}_{height}_{width}", np.array(x.shape.numpy(), np.int64)
+        graph,
+        f"shape_{channels}_{height}_{width}",
+        np.array([0, channels, height, width], np.int64),
     )
-    ones = constant(graph, f"ones_{groups}", np.ones(groups, dtype))
-    zeros = constant(graph, f"zeros_{groups}", np.zeros(groups, dtype))
-    flat = ir.node("Reshape", [x, rows])
-    normal = ir.node("InstanceNormalization", [flat.outputs[0], ones, zeros], {"epsilon": epsilon})
-    back = ir.node("Reshape", [normal.outputs[0], shape])
-    new, result = [flat, normal, back], back.outputs[0]
+    ones = constant(graph, f"ones_{groups}", np.ones(groups, np.float32))
+    zeros = constant(graph, f"zeros_{groups}", np.zeros(groups, np.float32))
+    flat_shape = ir.Shape([batch, groups, channels // groups * height * width])
+
+    new: list[ir.Node] = []
+
+    def append(operator: str, inputs: list[ir.Value], shape: ir.Shape, **attributes: float) -> None:
+        new.append(ir.node(operator, inputs, attributes))
+        result = new[-1].outputs[0]
+        result.shape, result.type = shape, inputs[0].type
+
+    append("Reshape", [x, rows], flat_shape)
+    if half:
+        new.append(cast(new[-1].outputs[0], ir.DataType.FLOAT))
+    append("InstanceNormalization", [new[-1].outputs[0], ones, zeros], flat_shape, epsilon=epsilon)
+    append("Reshape", [new[-1].outputs[0], shape], x.shape)
+    if half:
+        new.append(cast(new[-1].outputs[0], ir.DataType.FLOAT16))
     for operator, factor, neutral in (("Mul", gain, 1.0), ("Add", bias, 0.0)):
         array = known(factor)
         assert array is not None
         if (array == neutral).all():
             continue
-        column = array.reshape(-1, 1, 1)  # broadcasts over a map
-        new.append(ir.node(operator, [result, constant(graph, f"{factor.name}_chw", column)]))
-        result = new[-1].outputs[0]
-    result.shape, result.type = x.shape, x.type
-    ir.convenience.replace_nodes_and_values(graph, node, [node], new, node.outputs, [result])
+        column = constant(graph, f"{factor.name}_chw", array.reshape(-1, 1, 1))
+        append(operator, [new[-1].outputs[0], column], x.shape)  # broadcasts over a map
+    ir.convenience.replace_nodes_and_values(
+        graph, node, [node], new, node.outputs, [new[-1].outputs[0]]
+    )
     for made in {id(n): n for n in (gain.producer(), bias.producer()) if n is not None}.values():
         if not made.outputs[0].uses():
             graph.remove(made)
@@ -93,11 +126,3 @@ def known(value: ir.Value | None) -> np.ndarray | None:
     if shape is None or fill is None:
         return None
     return np.full(shape.numpy(), fill.numpy().item(), fill.numpy().dtype)
-
-
-def constant(graph: ir.Graph, name: str, array: np.ndarray) -> ir.Value:
-    """An initializer of ``graph``, made at its first use."""
-    if name not in graph.initializers:
-        value = ir.val(name, const_value=ir.tensor(array, name=name))
-        graph.register_initializer(value)
-    return graph.initializers[name]
