@@ -132,6 +132,8 @@ class Parts:
         advance: ``injection, states, history -> values, states, history, residual``, a rung each.
         readout: ``values -> output [, confidence]``.
         pieces: what further rungs are composed of, by the short name of the piece.
+        residual_floor: the relative residual that this precision cannot get below; None where it is
+            that of single precision.
     """
 
     precision: str
@@ -139,6 +141,7 @@ class Parts:
     advance: tuple[Rung, ...]
     readout: str
     pieces: dict[str, str]
+    residual_floor: float | None = None
 
     @property
     def files(self) -> tuple[str, ...]:
@@ -156,12 +159,20 @@ class Profile:
         weights: one file per precision.
         rungs: the whole solve in one graph each.
         parts: the same in parts, per precision.
+        flags: what a builder of engines must set beside, such as "FP16" where precision is not in
+            the graph.
     """
 
     opset: int
     weights: tuple[WeightsFile, ...]
     rungs: tuple[Rung, ...]
     parts: tuple[Parts, ...] = ()
+    flags: tuple[str, ...] = ()
+
+    @property
+    def residual_floor(self) -> float:
+        """The largest of its parts; no tolerance below it can be met."""
+        return max((parts.residual_floor or 0.0 for parts in self.parts), default=0.0)
 
     @property
     def files(self) -> tuple[str, ...]:

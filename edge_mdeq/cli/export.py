@@ -43,6 +43,14 @@ def export(
     imgsz: tuple[int, int] = typer.Option(
         None, "--imgsz", metavar="H W", help="Input size; multiples of the model's stride."
     ),
+    target: list[str] = typer.Option(
+        ["ort-cpu"],
+        "--target",
+        help="ort-cpu, ort-cuda, tensorrt-8, tensorrt-10, tensorrt-11, tensorrt-rtx; several.",
+    ),
+    half: bool = typer.Option(
+        False, "--half", help="FP16 where the model computes; norms, states and solver in FP32."
+    ),
     batch: int = typer.Option(1, min=1, help="Images that a graph takes at once."),
     dynamic_batch: bool = typer.Option(
         False, "--dynamic-batch", help="Leave the number of images open."
@@ -78,6 +86,8 @@ def export(
         best=best,
         batch=batch,
         dynamic_batch=dynamic_batch,
+        targets=tuple(target),
+        half=half,
         size=imgsz,
         tolerances=tolerances_with(atol=atol, rtol=rtol, min_agreement=min_agreement),
         images=data,

@@ -1,23 +1,30 @@
-"""Options that take several values after one name: ``--iterations 1 2 4 8``.
+"""Options that take several values after one name: ``--iterations 1 2 4 8``, ``--target a b``.
 
 Typer wants ``--iterations 1 --iterations 2``; users of the field's tools write them in a row.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 
 __all__ = ["spread"]
 
 
-def spread(args: Sequence[str], greedy: frozenset[str]) -> list[str]:
-    """Repeat a greedy option's name before each further number: ``-n 1 2`` -> ``-n 1 -n 2``."""
+def spread(args: Sequence[str], greedy: Mapping[str, str]) -> list[str]:
+    """Repeat a greedy option's name before each further value: ``-n 1 2`` -> ``-n 1 -n 2``.
+
+    Args:
+        args: of the command line.
+        greedy: what a value looks like, by option: a regular expression that fits no other argument
+            which may follow.
+    """
     result: list[str] = []
     current, values = "", 0
     for arg in args:
         if arg in greedy:
             current, values = arg, 0
-        elif current and arg.isdigit():
+        elif current and re.fullmatch(greedy[current], arg):
             if values:
                 result.append(current)
             values += 1

@@ -15,6 +15,7 @@ from edge_mdeq.bundle import (
     InputSpec,
     Manifest,
     OutputSpec,
+    Profile,
     SolverCurve,
     SolverSpec,
     TensorSpec,
@@ -25,7 +26,7 @@ from edge_mdeq.bundle.manifest import encode_manifest
 from edge_mdeq.bundle.reader import MANIFEST
 from edge_mdeq.bundle.writer import describe_files
 from edge_mdeq.config import InputConfig, ModelCard
-from edge_mdeq.errors import ConfigError
+from edge_mdeq.errors import ConfigError, ConvergenceError
 from edge_mdeq.model import MDEQ
 from edge_mdeq.solvers import make_solver
 from edge_mdeq.version import __version__
@@ -35,6 +36,7 @@ from mdeq_export.compose import (
     IMAGE,
     OUTPUT,
     RESIDUAL,
+    Pieces,
     state_names,
 )
 from mdeq_export.convergence import (
@@ -50,15 +52,15 @@ from mdeq_export.convergence import (
 from mdeq_export.graphs import check_counts, write_profile
 from mdeq_export.images import verification_images
 from mdeq_export.pieces import trace_pieces
-from mdeq_export.profiles import PROFILES
+from mdeq_export.profiles import lookup_profile
 from mdeq_export.reference import TorchReference
 from mdeq_export.report.measurements import measure_times, update_measurements
 from mdeq_export.report.page import write_report
-from mdeq_export.verify import TOLERANCES, require_parity, verify
+from mdeq_export.verify import TOLERANCES, require_parity, residual_floor, verify
 
 __all__ = ["ExportSettings", "export_bundle"]
 
-PROFILE = "ort-cpu"
+FALLBACK = "ort-cpu"
 VERIFICATION_IMAGES, FEWEST_IMAGES = 8, 2
 FLOPS = 3e10  # of all images' single evaluations together; a verification takes some 150 of each
 CONVERGED = 0.05  # residual; what the authors of DEQ call good convergence
@@ -81,6 +83,9 @@ class ExportSettings:
         size: (height, width) of the input; None keeps the weights' own.
         batch: images that a graph takes at once.
         dynamic_batch: leave their number open instead.
+        targets: profiles to lower the graphs for. ``ort-cpu`` is added in single precision if it is
+            not among them, so that every bundle runs somewhere.
+        half: the model computes in FP16 in the profiles that are asked for.
         tolerances: what the parity gate allows, by precision.
         images: folder of images to measure and verify on; None generates some.
         force: replace an existing bundle.
@@ -94,6 +99,8 @@ class ExportSettings:
     size: tuple[int, int] | None = None
     batch: int = 1
     dynamic_batch: bool = False
+    targets: tuple[str, ...] = (FALLBACK,)
+    half: bool = False
     tolerances: dict[str, Tolerance] = field(default_factory=lambda: dict(TOLERANCES))
     images: Path | None = None
     force: bool = False
@@ -104,6 +111,8 @@ class ExportSettings:
             raise ConfigError(f"batch is {self.batch}, need at least 1")
         if self.dynamic_batch and self.batch != 1:
             raise ConfigError("batch and dynamic_batch exclude each other; give one of them")
+        for name in self.targets:
+            lookup_profile(name)
         if self.solver == AUTO:
             if self.solver_settings:
                 raise ConfigError(f"solver {AUTO!r} finds its settings; name a solver to set them")
@@ -147,10 +156,16 @@ def export_bundle(
         pieces = trace_pieces(
             frozen, config, solver, settings.batch, settings.dynamic_batch, settings.best
         )
-        profile = write_profile(pieces, PROFILES[PROFILE], plan.iterations, folder, progress)
+        reference = TorchReference(frozen, config, solver, settings.best)
+        profiles = write_profiles(pieces, settings, plan, folder, progress)
+        profiles = {
+            name: with_floor(profile, folder, reference, images, batch)
+            for name, profile in profiles.items()
+        }
+        check_goal(settings, profiles)
         report = verify(
-            TorchReference(frozen, config, solver, settings.best),
-            {PROFILE: profile},
+            reference,
+            profiles,
             folder,
             images,
             source,
@@ -159,6 +174,7 @@ def export_bundle(
             progress=progress,
         )
         require_parity(report)
+        first = next(iter(profiles.values()))
         manifest = Manifest(
             name=out.stem,
             created_by=f"edge-mdeq {__version__}",
@@ -166,9 +182,9 @@ def export_bundle(
             labels=card.labels,
             palette=card.palette,
             **interface(frozen, config, card, ANY if settings.dynamic_batch else settings.batch),
-            **between(folder / profile.parts[0].advance[0].graph, card.model.scales),
+            **between(folder / first.parts[0].advance[0].graph, card.model.scales),
             solver=SolverSpec(plan.curve.solver, plan.curve.settings, settings.best),
-            profiles={PROFILE: profile},
+            profiles=profiles,
             verification=replace(report, curves=plan.curves, spectral_radius=plan.radius),
             provenance=card.provenance,
             metrics=card.metrics,
@@ -181,6 +197,61 @@ def export_bundle(
         progress("writing the report")
         write_report(folder, manifest, images)
     return manifest
+
+
+def write_profiles(
+    pieces: Pieces,
+    settings: ExportSettings,
+    plan: Plan,
+    folder: Path,
+    progress: Callable[[str], None],
+) -> dict[str, Profile]:
+    """Every profile that is asked for, and the fallback, which comes first."""
+    precision = "fp16" if settings.half else "fp32"
+    wanted = dict.fromkeys(settings.targets, precision)
+    wanted = {FALLBACK: wanted.get(FALLBACK, "fp32")} | wanted
+    profiles = {}
+    for name, asked in wanted.items():
+        target = lookup_profile(name)
+        flagged = asked == "fp16" and target.half == "flag"  # then the graph is the same in both
+        used = "fp32" if flagged else asked
+        profile = write_profile(pieces, target, plan.iterations, folder, used, progress)
+        profiles[name] = replace(profile, flags=("FP16",) if flagged else ())
+    return profiles
+
+
+def with_floor(
+    profile: Profile,
+    folder: Path,
+    reference: TorchReference,
+    images: NDArray[np.uint8],
+    batch: int,
+) -> Profile:
+    """``profile`` with the residual that its half precision cannot get below."""
+    parts = tuple(
+        replace(part, residual_floor=residual_floor(part, folder, reference, images, batch))
+        if part.precision == "fp16"
+        else part
+        for part in profile.parts
+    )
+    return replace(profile, parts=parts)
+
+
+def check_goal(settings: ExportSettings, profiles: dict[str, Profile]) -> None:
+    """Refuse a tolerance that half precision cannot meet.
+
+    Raises:
+        ConvergenceError: the goal's tolerance is below the floor of a profile.
+    """
+    tol = settings.goal.tol
+    if settings.solver != AUTO or tol is None:
+        return
+    for name, profile in profiles.items():
+        if tol < profile.residual_floor:
+            raise ConvergenceError(
+                f"{name}: in FP16 the residual does not get below {profile.residual_floor:.1e} on "
+                f"these weights, and {tol:g} is asked for; raise --f-tol, or leave out --half"
+            )
 
 
 def affordable(model: MDEQ, config: InputConfig) -> int:

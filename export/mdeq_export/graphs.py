@@ -22,13 +22,14 @@ from mdeq_export.compose import (
     readout_model,
     solve_model,
 )
+from mdeq_export.operators import check_operators
 from mdeq_export.passes import DropIdentity, run_passes
 from mdeq_export.profiles import TargetProfile
 from mdeq_export.serialize import check_graph, save_graph, write_weights
 
 __all__ = ["Ladder", "check_counts", "lower", "read_pieces", "write_profile", "write_rungs"]
 
-PRECISION = "fp32"
+MODEL = frozenset("ico")  # the pieces that are the model's: injection, cell, readout
 MAX_EVALUATIONS = 256
 
 Progress = Callable[[str], None]
@@ -42,12 +43,16 @@ class Ladder:
     advance: tuple[Rung, ...]
 
 
-def lower(pieces: Pieces, target: TargetProfile) -> Pieces:
-    """A copy of ``pieces`` after the profile's passes."""
+def lower(pieces: Pieces, target: TargetProfile, precision: str = "fp32") -> Pieces:
+    """A copy of ``pieces`` after the profile's passes.
+
+    In "fp16" the model computes in half precision; states and the solver never do.
+    """
     lowered = {name: graph.clone() for name, graph in pieces.all().items()}
-    for graph in lowered.values():
-        run_passes(graph, target.passes)
-    return Pieces.of(pieces.opset, lowered)
+    for name, graph in lowered.items():
+        half = precision == "fp16" and name in MODEL
+        run_passes(graph, target.half_passes if half else target.passes)
+    return Pieces.of(target.opset, lowered)
 
 
 def write_profile(
@@ -55,6 +60,7 @@ def write_profile(
     target: TargetProfile,
     counts: Iterable[int],
     root: Path,
+    precision: str = "fp32",
     progress: Progress = lambda message: None,
 ) -> Profile:
     """Write everything of one profile below ``root``, the bundle.
@@ -64,6 +70,7 @@ def write_profile(
         target: what they are lowered for.
         counts: N of each rung, evaluations of f.
         root: the bundle's folder.
+        precision: "fp32" or "fp16".
         progress: told what is being done.
 
     Returns:
@@ -73,23 +80,23 @@ def write_profile(
         ExportError: a graph is not valid, or cannot be written.
     """
     place = root / "graphs" / target.name
-    weights = place / f"weights-{PRECISION}.bin"
-    lowered = lower(pieces, target)
+    weights = place / f"weights-{precision}.bin"
+    lowered = lower(pieces, target, precision)
     try:
         place.mkdir(parents=True)
         references = write_weights(all_initializers(lowered), weights)
     except OSError as error:
         raise ExportError(f"cannot write {weights}: {error.strerror}") from error
-    ladder = write_rungs(lowered, counts, root, place, PRECISION, references, progress)
+    ladder = write_rungs(lowered, counts, root, place, target, precision, references, progress)
     progress(f"writing the parts for {target.name}")
     named = {"inject": inject_model(lowered), "readout": readout_model(lowered)}
     named |= {f"piece-{name}": model for name, model in piece_models(lowered).items()}
     files = {
-        name: write_graph(model, place / f"{name}.onnx", references, root)
+        name: write_graph(model, place / f"{name}.onnx", target, references, root)
         for name, model in named.items()
     }
     parts = Parts(
-        PRECISION,
+        precision,
         inject=files.pop("inject"),
         advance=ladder.advance,
         readout=files.pop("readout"),
@@ -98,7 +105,7 @@ def write_profile(
     size = weights.stat().st_size
     return Profile(
         opset=lowered.opset,
-        weights=(WeightsFile(PRECISION, weights.relative_to(root).as_posix(), size),),
+        weights=(WeightsFile(precision, weights.relative_to(root).as_posix(), size),),
         rungs=ladder.solve,
         parts=(parts,),
     )
@@ -124,6 +131,7 @@ def write_rungs(
     counts: Iterable[int],
     root: Path,
     place: Path,
+    target: TargetProfile,
     precision: str,
     references: Mapping[str, ir.ExternalTensor],
     progress: Progress = lambda message: None,
@@ -137,6 +145,7 @@ def write_rungs(
         counts: evaluations of f.
         root: the bundle's folder.
         place: the profile's, within it.
+        target: whose operators they may hold.
         precision: of the pieces.
         references: where large initializers lie, by name.
         progress: told what is being done.
@@ -153,13 +162,17 @@ def write_rungs(
         for count in sorted(wanted):
             progress(f"composing {kind}, {count} evaluations")
             path = place / f"{kind}-k{count}.onnx"
-            file = write_graph(compose(pieces, count), path, references, root)
+            file = write_graph(compose(pieces, count), path, target, references, root)
             rungs.append(Rung((Step(precision, count),), file))
     return Ladder(tuple(solve), tuple(advance))
 
 
 def write_graph(
-    model: ir.Model, path: Path, references: Mapping[str, ir.ExternalTensor], root: Path
+    model: ir.Model,
+    path: Path,
+    target: TargetProfile,
+    references: Mapping[str, ir.ExternalTensor],
+    root: Path,
 ) -> str:
     """Write and check one graph; its name within the bundle ``root``."""
     try:
@@ -167,6 +180,7 @@ def write_graph(
     except OSError as error:
         raise ExportError(f"cannot write {path}: {error.strerror}") from error
     check_graph(path)
+    check_operators(path, target)
     return path.relative_to(root).as_posix()
 
 

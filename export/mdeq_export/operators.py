@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import onnx_ir as ir
-from onnx_ir.passes.common import ShapeInferencePass
 
 from edge_mdeq.errors import ExportError
 from mdeq_export.passes.values import holds_graph
@@ -28,6 +28,7 @@ SHAPES = {  # inputs that are a shape, sizes, axes or indices by definition
     "Unsqueeze": (1,),
 }
 MAKERS = frozenset({"ArgMax", "Shape"})
+TESTS = frozenset({"Greater", "IsNaN", "Less", "Or"})
 JOINS = frozenset({"Concat"})  # puts a shape together from a symbolic batch and constants
 
 
@@ -69,24 +70,35 @@ def check_operators(graph: ir.Graph | ir.Model | Path, profile: TargetProfile) -
 
 
 def integer_arithmetic(graph: ir.Graph) -> list[str]:
-    """The nodes that take or make integers other than as shapes, constants or class indices.
-
-    Raises:
-        ExportError: the graph is so broken that its types cannot be inferred.
-    """
-    typed = ir.Model(graph.clone(), ir_version=10)
-    ShapeInferencePass(check_type=False, strict_mode=False, data_prop=False)(typed)
+    """The nodes that take or make integers other than as shapes, constants or class indices."""
+    types: dict[ir.Value, ir.DataType | None] = {
+        value: value.dtype for value in (*graph.inputs, *graph.initializers.values())
+    }
     found = []
-    for node in typed.graph:
-        if any(value.dtype is None for value in node.outputs):
-            raise ExportError(f"the type of what {describe(node)} gives cannot be inferred")
-        makes = any(value.dtype in INTEGERS for value in node.outputs)
-        if (makes and node.op_type not in MAKERS | JOINS) or any(
-            value is not None and value.dtype in INTEGERS and not is_shape(node, index, value)
+    for node in graph:
+        made = made_type(node, types)
+        types.update(dict.fromkeys(node.outputs, made))
+        if (made in INTEGERS and node.op_type not in MAKERS | JOINS) or any(
+            value is not None and types[value] in INTEGERS and not is_shape(node, index, value)
             for index, value in enumerate(node.inputs)
         ):
             found.append(describe(node))
     return found
+
+
+def made_type(node: ir.Node, types: Mapping[ir.Value, ir.DataType | None]) -> ir.DataType | None:
+    """The element type of what a node gives: that of its data, with few exceptions.
+
+    ONNX's own inference stops at the first GroupNormalization without a known shape.
+    """
+    if node.op_type == "Cast":
+        return ir.DataType(node.attributes.get_int("to") or 0)
+    if node.op_type in MAKERS:
+        return ir.DataType.INT64
+    if node.op_type in TESTS:
+        return ir.DataType.BOOL
+    data = node.inputs[1 if node.op_type == "Where" else 0]
+    return None if data is None else types[data]
 
 
 def is_shape(node: ir.Node, index: int, value: ir.Value) -> bool:

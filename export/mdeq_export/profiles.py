@@ -23,6 +23,7 @@ from mdeq_export.passes import (
     FloatBeforeUint8,
     GraphPass,
     Half,
+    KnownConstants,
     LowerGroupNorm,
     SetOpset,
 )
@@ -90,11 +91,11 @@ def onnx_runtime(name: str) -> TargetProfile:
 def tensorrt(name: str, opset: int, half: Literal["graph", "flag"] = "graph") -> TargetProfile:
     """TensorRT: from opset 21 on with its own GroupNormalization."""
     native = opset >= 21
-    lowering: tuple[GraphPass, ...] = () if native else (LowerGroupNorm(),)
+    lowering = KnownConstants() if native else LowerGroupNorm()
     return TargetProfile(
         name,
         opset=opset,
-        passes=(Anonymise(), *lowering, DropIdentity(), FloatBeforeUint8(), SetOpset(opset)),
+        passes=(Anonymise(), lowering, DropIdentity(), FloatBeforeUint8(), SetOpset(opset)),
         operators=COMMON | {"GroupNormalization" if native else "InstanceNormalization"},
         half=half,
         int8="symmetric int8",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import onnx
@@ -57,7 +57,7 @@ def save_graph(model: ir.Model, references: Mapping[str, ir.ExternalTensor], pat
     ir.save(model, path)
 
 
-def check_graph(path: Path, operators: Iterable[str] | None = None) -> None:
+def check_graph(path: Path) -> None:
     """Run onnx.checker with full shape inference.
 
     Raises:

@@ -23,6 +23,7 @@ from edge_mdeq.errors import BundleError
 from mdeq_export.compose import IMAGE, INJECTION, OUTPUT, RESIDUAL
 from mdeq_export.graphs import check_counts, read_pieces, write_rungs
 from mdeq_export.images import verification_images
+from mdeq_export.profiles import lookup_profile
 from mdeq_export.report.measurements import (
     REPORT,
     measure_times,
@@ -145,11 +146,11 @@ def extended(
     profile = bundle.profile(name)
     if not counts:
         return profile
-    solve, all_parts = list(profile.rungs), []
+    solve, all_parts, target = list(profile.rungs), [], lookup_profile(name)
     for parts in profile.parts:
         pieces = read_pieces(bundle, name, parts.precision)
         place = (root / parts.inject).parent
-        ladder = write_rungs(pieces, counts, root, place, parts.precision, {}, progress)
+        ladder = write_rungs(pieces, counts, root, place, target, parts.precision, {}, progress)
         solve += ladder.solve
         known = {rung.graph for rung in parts.advance}
         advance = [*parts.advance, *(r for r in ladder.advance if r.graph not in known)]

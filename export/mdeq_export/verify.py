@@ -17,7 +17,7 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from edge_mdeq.bundle import Profile, Rung, RungParity, Step, Tolerance, Verification
+from edge_mdeq.bundle import Parts, Profile, Rung, RungParity, Step, Tolerance, Verification
 from edge_mdeq.errors import ParityError
 from mdeq_export.compose import IMAGE, INJECTION, OUTPUT, RESIDUAL, state_names
 
@@ -28,12 +28,14 @@ __all__ = [
     "Reference",
     "StepPair",
     "require_parity",
+    "residual_floor",
     "tolerances_with",
     "verify",
 ]
 
 REFERENCE_EVALUATIONS = 60
 REFERENCE_TOL = 1e-4
+FLOOR_EVALUATIONS = 20
 HELD = 2**28  # bytes of the reference's answers at a time
 TOLERANCES = {"fp32": Tolerance(), "fp16": Tolerance(atol=0.1, rtol=2e-2, min_agreement=0.995)}
 
@@ -277,6 +279,40 @@ def step_error(profile: Profile, rung: Rung, root: Path, solves: Solves) -> floa
                     gap = distance([found[k] for k in keys], [pair.expected[k] for k in keys])
                     worst = max(worst, gap) if np.isfinite(gap) else float("inf")
     return worst
+
+
+def residual_floor(
+    parts: Parts, root: Path, reference: Reference, images: NDArray[np.uint8], batch: int = 1
+) -> float:
+    """The relative residual that an ``advance`` graph does not get below, however long it runs.
+
+    From the reference's equilibrium of each group of images, one evaluation at a time without a
+    history; the lowest residual of each image, the highest of all.
+    """
+    single = next(rung for rung in parts.advance if rung.evaluations == 1)
+    session = open_session(root / single.graph)
+    names = [output.name for output in session.get_outputs()]
+    takes = {i.name: i.type for i in session.get_inputs()}
+    floors = []
+    for first in range(0, len(images), batch):
+        group = np.take(images, range(first, first + batch), axis=0, mode="wrap")
+        problem = reference.bind(group)
+        goal = problem.converged()
+        half = "float16" in takes[INJECTION]
+        feeds = {INJECTION: problem.injection().astype(np.float16 if half else np.float32)}
+        for given in session.get_inputs():
+            if given.name.startswith("history"):
+                shape = [n if isinstance(n, int) else len(group) for n in given.shape]
+                feeds[given.name] = np.zeros(shape, np.float32)
+        states, lowest = goal.states, np.full(len(group), np.inf)
+        for _ in range(FLOOR_EVALUATIONS):
+            fed = feeds | dict(zip(state_names(len(states)), states, strict=True))
+            found = dict(zip(names, session.run(names, fed), strict=True))
+            lowest = np.fmin(lowest, found[RESIDUAL])
+            own = "value" if "value_0" in found else "next_state"
+            states = [found[name] for name in state_names(len(states), own)]
+        floors.append(float(lowest.max()))
+    return max(floors)
 
 
 def open_session(path: Path) -> ort.InferenceSession:

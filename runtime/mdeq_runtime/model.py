@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_mdeq.bundle import open_bundle
+from edge_mdeq.errors import SessionError
 from mdeq_runtime.backends.ort_cpu import PROFILE, OrtCpuBackend
 from mdeq_runtime.results import Frame, Result
 from mdeq_runtime.session import Session, SessionSettings
@@ -51,9 +52,19 @@ class Model:
         return self.manifest.labels
 
     def session(self, settings: SessionSettings | None = None) -> Session:
-        """A new stream with a state of its own; it shares this model's graphs."""
-        rungs = self.bundle.profile(PROFILE).rungs
-        return Session(self.manifest, rungs, self.backend, settings or self.settings)
+        """A new stream with a state of its own; it shares this model's graphs.
+
+        Raises:
+            SessionError: a tolerance that the graphs' precision cannot meet, or counts that cannot
+                be made of the bundle's rungs.
+        """
+        settings, profile = settings or self.settings, self.bundle.profile(PROFILE)
+        if settings.tolerance < profile.residual_floor:
+            raise SessionError(
+                f"tolerance {settings.tolerance:g} is below what these graphs can reach in half "
+                f"precision, {profile.residual_floor:.1e}; raise it, or export without --half"
+            )
+        return Session(self.manifest, profile.rungs, self.backend, settings)
 
     def __call__(self, frame: NDArray[np.uint8]) -> Result:
         """Answer one BGR image (h, w, 3) uint8 by itself, from a cold start."""

@@ -254,9 +254,11 @@ def test_an_altered_bundle_is_refused_by_inspect(
         ("--size 64 96 -n 1 2", "--size 64 96 -n 1 -n 2"),
         ("1 2 3", "1 2 3"),
         ("-n 1 2.5 3", "-n 1 2.5 3"),
+        ("-t a-1 b-2 c-3", "-t a-1 -t b-2 c-3"),
+        ("-t a-1 2 -n 3 a-4", "-t a-1 2 -n 3 a-4"),
     ],
 )
-def test_a_greedy_option_is_repeated_before_further_numbers(given: str, expected: str) -> None:
+def test_a_greedy_option_is_repeated_before_further_values(given: str, expected: str) -> None:
     from edge_mdeq.cli.greedy import spread
 
-    assert spread(given.split(), frozenset({"-n"})) == expected.split()
+    assert spread(given.split(), {"-n": r"\d+", "-t": r"(a|b)-\w+"}) == expected.split()

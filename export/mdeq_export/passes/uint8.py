@@ -1,7 +1,7 @@
 """Class indices become uint8 by way of FP32.
 
-TensorRT converts to uint8 from FP32 and FP16 only, and its 8.6 parser refuses a Cast from ArgMax's
-integers. 0 to 255 pass through FP32 unchanged.
+TensorRT's documentation has conversions to uint8 from FP32 and FP16 only, and the parser of 8.5
+refuses any other. 0 to 255 pass through FP32 unchanged.
 """
 
 from __future__ import annotations
