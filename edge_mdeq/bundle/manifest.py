@@ -294,7 +294,8 @@ class Manifest:
     ``advance`` graph takes ``injection``, ``states`` and ``history`` (zeros for an empty one), and
     gives ``values`` for the readout beside the next of both; where ``values`` are the
     ``state_outputs`` they are where the solve goes on as well. ``warnings`` are for every user of
-    the bundle to see.
+    the bundle to see. ``tools`` are the versions of what traced and composed the graphs: with the
+    same ones, the same weights give the same bytes.
     """
 
     name: str
@@ -319,6 +320,7 @@ class Manifest:
     files: dict[str, FileEntry]
     metrics: dict[str, float] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
+    tools: dict[str, str] = field(default_factory=dict)
     format: str = FORMAT
     schema: int = SCHEMA
 

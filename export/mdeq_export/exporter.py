@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +66,7 @@ VERIFICATION_IMAGES, FEWEST_IMAGES = 8, 2
 FLOPS = 3e10  # of all images' single evaluations together; a verification takes some 150 of each
 CONVERGED = 0.05  # residual; what the authors of DEQ call good convergence
 AUTO = "auto"
+TOOLS = ("numpy", "onnx", "onnx-ir", "onnxruntime", "onnxscript", "torch")
 ANY = -1  # a batch of any size
 DYNAMIC_TRIED = 2  # the batch that an open one is verified with
 
@@ -189,6 +191,7 @@ def export_bundle(
             provenance=card.provenance,
             metrics=card.metrics,
             warnings=plan.warnings,
+            tools={name: version(name) for name in TOOLS},
             files=describe_files(folder),
         )
         (folder / MANIFEST).write_bytes(encode_manifest(manifest))

@@ -121,13 +121,13 @@ def renew_report(
     folder: Path, manifest: Manifest, pictures: Array, progress: Callable[[str], None]
 ) -> None:
     """Write the report anew where its libraries are; an old one would not know the new rungs."""
+    progress("writing the report")
     try:
         from mdeq_export.report.page import write_report
-    except ImportError:
-        progress("no report: it needs the extra export")
-        return
-    progress("writing the report")
-    write_report(folder, manifest, pictures)
+
+        write_report(folder, manifest, pictures)
+    except ImportError as error:
+        progress(f"no report: {error}")
 
 
 def present(profile: Profile) -> set[int]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import getpass
 import json
+import re
 import shutil
 import socket
 from collections.abc import Callable
@@ -136,6 +137,7 @@ def test_a_bundle_tells_nothing_of_the_machine_that_made_it(
     if (user := getpass.getuser()) != "root":
         traces.append(user)
     for name, raw in contents(path).items():
+        raw = re.sub(rb"base64,[\w+/=]+", b"", raw)  # pictures, in whose letters all is found
         for trace in traces:
             assert trace.encode() not in raw, f"{trace!r} in {name}"
 

@@ -72,7 +72,7 @@ def test_it_needs_nothing_from_elsewhere(kind: str, request: pytest.FixtureReque
     assert away == []
     assert "@import" not in (path / "report.html").read_text()
     assert page.figures == 2
-    pictures = sum(name.startswith("data:image/png") for name in page.fetched)
+    pictures = sum(name.startswith("data:image/jpeg") for name in page.fetched)
     assert pictures == 2 * (1 + 3 * (kind == "segmenter")), "two inputs, and a mask per rung"
 
 

@@ -128,7 +128,8 @@ def pictures(
             feeds = {IMAGE: np.stack([image] * batch), **cold}
             output, residual = session.run([OUTPUT, RESIDUAL], feeds)
             into.append((count, *shown(manifest, image, output[0]), float(residual[0])))
-    return [Picture(png(image), tuple(into)) for image, into in zip(images, answers, strict=True)]
+    both = zip(images, answers, strict=True)
+    return [Picture(data_uri(image), tuple(into)) for image, into in both]
 
 
 def shown(manifest: Manifest, image: NDArray[np.uint8], output: NDArray[Any]) -> tuple[str, str]:
@@ -136,7 +137,7 @@ def shown(manifest: Manifest, image: NDArray[np.uint8], output: NDArray[Any]) ->
     if manifest.task == "segmentation":
         colours = palette(manifest)
         blend = 0.45 * image + 0.55 * colours[output]
-        return png(blend.astype(np.uint8)), ""
+        return data_uri(blend.astype(np.uint8)), ""
     best = np.argsort(output)[::-1][:3]
     return "", ", ".join(f"{manifest.labels[k]} {output[k]:.2f}" for k in best)
 
@@ -150,9 +151,9 @@ def palette(manifest: Manifest) -> NDArray[np.uint8]:
     return colours
 
 
-def png(image: NDArray[np.uint8]) -> str:
-    """An RGB image as a data URI."""
+def data_uri(image: NDArray[np.uint8]) -> str:
+    """An RGB image as a data URI; JPEG, as noise and texture take ten times as much in PNG."""
     cv2 = require("cv2", "export", "drawing pictures")
-    ok, data = cv2.imencode(".png", np.ascontiguousarray(image[..., ::-1]))
+    ok, data = cv2.imencode(".jpg", np.ascontiguousarray(image[..., ::-1]))
     assert ok, "an 8-bit image of three channels can be encoded"
-    return f"data:image/png;base64,{base64.b64encode(data.tobytes()).decode()}"
+    return f"data:image/jpeg;base64,{base64.b64encode(data.tobytes()).decode()}"
