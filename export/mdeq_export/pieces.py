@@ -18,7 +18,7 @@ from edge_mdeq.solvers import Solver, relative_residual
 from edge_mdeq.solvers.record import improves
 from edge_mdeq.solvers.residual import select
 from mdeq_export.compose import Pieces
-from mdeq_export.readouts import ReadMask, ReadScores
+from mdeq_export.readouts import ReadScores, TiledReadMask
 
 __all__ = ["OPSET", "trace_pieces"]
 
@@ -113,9 +113,8 @@ def trace_pieces(
     with torch.no_grad():
         u = inject(image)
     z, fz = model.zero_state(u), model.zero_state(u)  # distinct: the tracer merges equal inputs
-    readout = (
-        ReadMask(model, height, width) if model.config.task == "segmentation" else ReadScores(model)
-    )
+    segmentation = model.config.task == "segmentation"
+    readout = TiledReadMask(model, height, width) if segmentation else ReadScores(model)
 
     def graph(module: nn.Module, *args: object) -> ir.Graph:
         distinct = pytree.tree_map(torch.clone, args)

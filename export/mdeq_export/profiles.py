@@ -35,7 +35,8 @@ __all__ = ["PROFILES", "TargetProfile", "lookup_profile"]
 # decision, to be checked there.
 MODEL = frozenset(
     {"Add", "Cast", "Concat", "Conv", "Mul", "Relu", "Reshape", "Resize", "Transpose"}
-    | {"ArgMax", "Gemm", "ReduceMax", "ReduceMean", "Softmax"}  # readouts
+    | {"ArgMax", "Exp", "Gemm", "MatMul", "Reciprocal", "Slice", "Sub"}  # readouts
+    | {"ReduceMax", "ReduceMean", "ReduceSum", "Softmax"}
 )
 SOLVER = frozenset(
     {"Add", "Clip", "Div", "Mul", "ReduceSum", "Sqrt", "Sub"}  # residual, damping
