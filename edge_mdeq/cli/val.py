@@ -43,6 +43,9 @@ def val(
     ),
     grey: bool = typer.Option(False, "--grey", help="Take grey photographs for colour ones."),
     threads: int = typer.Option(0, min=0, help="Threads per graph, 0 for one per core."),
+    keep: bool = typer.Option(
+        False, "--report", help="Put the figures into the bundle's measurements and report."
+    ),
     as_json: bool = typer.Option(False, "--json", help="Print the report as JSON."),
     quiet: bool = typer.Option(False, "--quiet", "-q", help="No progress."),
 ) -> None:
@@ -63,6 +66,8 @@ def val(
     )
     with counting_bar("images", quiet or as_json) as progress:
         report = validate(bundle, data, settings, progress)
+    if keep:
+        keep_figures(bundle, report)
     if as_json:
         import json
 
@@ -75,6 +80,27 @@ def val(
         print_table(classes_table(report, start))
     typer.echo(f"{report.images} images of {data} ({split}) in {report.seconds:.1f} s")
     next_step("edge-mdeq", "run", str(bundle), "VIDEO", "annotated.mp4")
+
+
+def keep_figures(bundle: Path, report: ValReport) -> None:
+    """Into the bundle, beside its hashes; its page is drawn anew where the libraries for it are."""
+    from edge_mdeq.bundle import open_bundle
+    from edge_mdeq.bundle.measurements import update_measurements
+
+    curves: dict[str, dict[str, float]] = {"cold": {}, "warm": {}}
+    for score in report.scores:
+        curves[score.start][str(score.evaluations)] = round(score.value, 4)
+    figures = {"metric": METRICS[report.metric], "images": report.images, **curves}
+    update_measurements(bundle, val=figures)
+    try:
+        from mdeq_export.images import verification_images
+        from mdeq_export.report.page import write_report
+
+        manifest = open_bundle(bundle).manifest
+        images, _ = verification_images(None, 2, *manifest.input.size)
+        write_report(bundle, manifest, images)
+    except ImportError as error:
+        typer.echo(f"the report stays as it is: {error}", err=True)
 
 
 def scores_table(report: ValReport) -> Table:

@@ -24,6 +24,7 @@ from edge_mdeq.bundle import (
     writing_bundle,
 )
 from edge_mdeq.bundle.manifest import encode_manifest
+from edge_mdeq.bundle.measurements import update_measurements
 from edge_mdeq.bundle.reader import MANIFEST
 from edge_mdeq.bundle.writer import describe_files
 from edge_mdeq.config import InputConfig, ModelCard
@@ -55,7 +56,7 @@ from mdeq_export.images import verification_images
 from mdeq_export.pieces import trace_pieces
 from mdeq_export.profiles import lookup_profile
 from mdeq_export.reference import TorchReference
-from mdeq_export.report.measurements import measure_times, update_measurements
+from mdeq_export.report.measurements import measure_times
 from mdeq_export.report.page import write_report
 from mdeq_export.verify import TOLERANCES, require_parity, residual_floor, verify
 

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from edge_mdeq.bundle import Bundle, Manifest, Profile, open_bundle, writing_bundle
 from edge_mdeq.bundle.manifest import encode_manifest
+from edge_mdeq.bundle.measurements import REPORT, read_measurements, update_measurements
 from edge_mdeq.bundle.reader import MANIFEST
 from edge_mdeq.bundle.writer import describe_files
 from edge_mdeq.errors import BundleError
@@ -24,12 +25,7 @@ from mdeq_export.compose import IMAGE, INJECTION, OUTPUT, RESIDUAL
 from mdeq_export.graphs import check_counts, read_pieces, write_rungs
 from mdeq_export.images import verification_images
 from mdeq_export.profiles import lookup_profile
-from mdeq_export.report.measurements import (
-    REPORT,
-    measure_times,
-    read_measurements,
-    update_measurements,
-)
+from mdeq_export.report.measurements import measure_times
 from mdeq_export.verify import (
     REFERENCE_EVALUATIONS,
     REFERENCE_TOL,

@@ -5,15 +5,19 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from tiny_data import VOID, text, write_camvid, write_folder
 
 import edge_mdeq
+from edge_mdeq.bundle import open_bundle
+from edge_mdeq.bundle.measurements import read_measurements
 
 ON_A_DEVICE = """
 import sys
+from collections.abc import Callable
 for name in ("torch", "torchmetrics", "onnx", "onnx_ir", "kornia", "safetensors", "mdeq_export"):
     sys.modules[name] = None  # as if it were not installed
 from edge_mdeq.cli import main
@@ -90,3 +94,26 @@ def test_bad_input_is_one_message_and_exit_code_1(segmenter_bundle: Path, camvid
     (error,) = done.stderr.splitlines()
     assert error.startswith("error: ")
     assert "val/001.png cannot be decoded as an image" in error
+
+
+def test_the_figures_go_into_the_bundle_if_asked_for(
+    segmenter_bundle: Path, camvid: Path, own_copy: Callable[[Path], Path]
+) -> None:
+    bundle = own_copy(segmenter_bundle)
+    asked = (bundle, "--data", camvid, "--ignore", VOID, "255", "--warm", "-q")
+    assert call(*asked).returncode == 0
+    before = read_measurements(bundle)
+    assert "val" not in before
+    done = call(*asked, "--report")
+    assert done.returncode == 0, done.stderr
+    assert "the report stays as it is" in done.stderr, "there is no exporter here"
+    found = read_measurements(bundle)
+    assert found.items() > before.items()
+    report = edge_mdeq.val(bundle, camvid, ignore=[VOID], warm=True)
+    for score in report.scores:
+        kept = found["val"][score.start][str(score.evaluations)]
+        assert kept == pytest.approx(score.value, abs=1e-4)
+    open_bundle(bundle, verify=True)
+    command = [sys.executable, "-m", "edge_mdeq.cli", "val", *map(str, asked), "--report"]
+    assert subprocess.run(command, capture_output=True, timeout=120, check=False).returncode == 0
+    assert "Task metric" in (bundle / "report.html").read_text()

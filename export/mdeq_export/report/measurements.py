@@ -1,8 +1,7 @@
-"""Times on this machine: what depends on a moment lies beside the manifest, never in it."""
+"""Times of a bundle's graphs on this machine."""
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import statistics
@@ -14,11 +13,9 @@ import numpy as np
 import onnxruntime as ort
 
 from edge_mdeq.bundle import Manifest
-from edge_mdeq.files import write_atomic
 
-__all__ = ["MEASUREMENTS", "REPORT", "measure_times", "read_measurements", "update_measurements"]
+__all__ = ["measure_times"]
 
-MEASUREMENTS, REPORT = "measurements.json", "report.html"
 RUNS = 7
 
 
@@ -58,18 +55,3 @@ def measure_times(path: Path, manifest: Manifest) -> dict[str, Any]:
             for count, times in taken.items()
         },
     }
-
-
-def read_measurements(path: Path) -> dict[str, Any]:
-    """What was measured of the bundle at ``path``; empty where there is nothing, or no JSON."""
-    try:
-        found = json.loads((path / MEASUREMENTS).read_bytes())
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
-
-
-def update_measurements(path: Path, **entries: Any) -> None:
-    """Put ``entries`` among the measurements of the bundle at ``path``."""
-    merged = read_measurements(path) | entries
-    write_atomic(path / MEASUREMENTS, json.dumps(merged, indent=2).encode() + b"\n")

@@ -14,12 +14,12 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from edge_mdeq.bundle import Manifest, RungParity
+from edge_mdeq.bundle.measurements import REPORT, read_measurements
 from edge_mdeq.errors import require
 from edge_mdeq.files import write_atomic
 from mdeq_export.compose import IMAGE, OUTPUT, RESIDUAL
 from mdeq_export.report import plots
 from mdeq_export.report.cost import conv_macs, operators
-from mdeq_export.report.measurements import REPORT, read_measurements
 
 __all__ = ["write_report"]
 
