@@ -74,8 +74,9 @@ def parity_table(manifest: Manifest) -> Table:
         f"solve: residual {report.reference_residual:.1e}",
         title_justify="left",
     )
+    kinds = {(rung.profile, rung.precision) for rung in report.rungs}
     columns = (
-        "rung",
+        *(("rung",) if len(kinds) > 1 else ()),
         "evaluations",
         "export error: states",
         f"equal {what}",
@@ -89,7 +90,7 @@ def parity_table(manifest: Manifest) -> Table:
         alone = rung.step_rel is not None  # then it is a single step that was judged
         error = rung.step_rel if rung.step_rel is not None else rung.state_rel
         table.add_row(
-            f"{rung.profile} {rung.precision}",
+            *((f"{rung.profile} {rung.precision}",) if len(kinds) > 1 else ()),
             str(rung.evaluations),
             f"{error:.1e}" + (" a step" if alone else ""),
             f"{rung.answer_agreement:.3%}",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -217,9 +218,10 @@ def overhead(model: MDEQ, config: InputConfig, solver: str, settings: dict[str, 
 
 @torch.no_grad()
 def cell_flops(model: MDEQ, config: InputConfig) -> float:
-    """Floating-point operations of one evaluation of f, as torch counts them."""
+    """Floating-point operations of one evaluation of f, counted by torch without computing."""
+    cell = copy.deepcopy(model.cell).to("meta")
     shapes = model.config.state_shapes(1, config.height, config.width)
-    z = tuple(torch.zeros(shape) for shape in shapes)
+    u, *z = (torch.empty(shape, device="meta") for shape in (shapes[0], *shapes))
     with FlopCounterMode(display=False) as counter:
-        model.cell(z, torch.zeros(shapes[0]))
+        cell(tuple(z), u)
     return float(counter.get_total_flops())

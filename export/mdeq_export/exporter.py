@@ -311,7 +311,7 @@ def decide(
         return Plan(choice.curve, choice.curves, (*below, choice.evaluations), radius)
     limit = max(LIMIT, *settings.iterations)
     found = curve(settings.solver, settings.solver_settings, limit)
-    left = found.worst[-1]
+    left = found.residual[-1]
     warnings: tuple[str, ...] = ()
     if not left <= CONVERGED:
         warnings = (

@@ -12,7 +12,7 @@ from pathlib import Path
 import onnx_ir as ir
 
 from edge_mdeq.bundle import Bundle, Parts, Profile, Rung, Step, WeightsFile
-from edge_mdeq.errors import BundleError, ConfigError, ExportError
+from edge_mdeq.errors import BundleError, ConfigError
 from mdeq_export.compose import (
     Composer,
     Pieces,
@@ -77,16 +77,14 @@ def write_profile(
         The profile's entry in the manifest.
 
     Raises:
-        ExportError: a graph is not valid, or cannot be written.
+        ExportError: a graph is not valid, or holds what the profile does not allow.
+        OSError: a file cannot be written.
     """
     place = root / "graphs" / target.name
     weights = place / f"weights-{precision}.bin"
     lowered = lower(pieces, target, precision)
-    try:
-        place.mkdir(parents=True)
-        references = write_weights(all_initializers(lowered), weights)
-    except OSError as error:
-        raise ExportError(f"cannot write {weights}: {error.strerror}") from error
+    place.mkdir(parents=True)
+    references = write_weights(all_initializers(lowered), weights)
     ladder = write_rungs(lowered, counts, root, place, target, precision, references, progress)
     progress(f"writing the parts for {target.name}")
     named = {"inject": inject_model(lowered), "readout": readout_model(lowered)}
@@ -151,7 +149,8 @@ def write_rungs(
         progress: told what is being done.
 
     Raises:
-        ExportError: a graph is not valid, or cannot be written.
+        ExportError: a graph is not valid, or holds what the profile does not allow.
+        OSError: a file cannot be written.
     """
     solve: list[Rung] = []
     advance: list[Rung] = []
@@ -175,10 +174,7 @@ def write_graph(
     root: Path,
 ) -> str:
     """Write and check one graph; its name within the bundle ``root``."""
-    try:
-        save_graph(model, references, path)
-    except OSError as error:
-        raise ExportError(f"cannot write {path}: {error.strerror}") from error
+    save_graph(model, references, path)
     check_graph(path)
     check_operators(path, target)
     return path.relative_to(root).as_posix()

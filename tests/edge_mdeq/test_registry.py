@@ -166,8 +166,9 @@ def test_it_freezes_to_the_same_function(entry: Entry, model: MDEQ, frozen: MDEQ
 TRACED: dict[Any, ir.Graph] = {}
 
 
-def trace_once(module: nn.Module, args: tuple[object, ...]) -> ir.Graph:
+def trace_once(module: nn.Module, args: tuple[object, ...], dynamic: bool = False) -> ir.Graph:
     """``trace``, but what has no weights only once for all entries with such states."""
+    assert not dynamic
     if not isinstance(module, Advance | Residual):
         return trace(module, args)
     key = (type(module), *(tuple(x.shape) for x in tree_leaves(args)))
