@@ -76,9 +76,14 @@ def test_the_window_is_the_annotated_frame_and_nothing_else(
     image = np.full((*SIZE, 3), 100, np.uint8)
     result = Result(mask, None, 4, 0.02, True, True, "", {"solve": 2.0})
     drawn = draw(image, result, LABELS, PALETTE)
-    screen = xserver.picture()
-    on_screen = screen[: SIZE[0], : SIZE[1]].astype(int)
-    assert (np.abs(on_screen - drawn) <= 2).mean() > 0.99
+    until = time.monotonic() + 20
+    while True:  # what a program has shown, a busy X server draws a little later
+        screen = xserver.picture()
+        on_screen = screen[: SIZE[0], : SIZE[1]].astype(int)
+        alike = (np.abs(on_screen - drawn) <= 2).mean()
+        if alike > 0.99 or time.monotonic() > until:
+            break
+    assert alike > 0.99
     assert not screen[SIZE[0] :].any()
     assert not screen[:, SIZE[1] :].any()
 
