@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 
 import onnx_ir as ir
 
 from edge_mdeq.errors import ExportError
-from mdeq_export.passes.values import holds_graph
+from mdeq_export.passes.values import holds_graph, infer_types
 from mdeq_export.profiles import TargetProfile
 
 __all__ = ["check_operators"]
 
-INTEGERS = (ir.DataType.INT64, ir.DataType.INT32)
+INTEGERS = {ir.DataType.INT64, ir.DataType.INT32}
 SHAPES = {  # inputs that are a shape, sizes, axes or indices by definition
     "Expand": (1,),
     "Gather": (1,),
@@ -28,7 +27,6 @@ SHAPES = {  # inputs that are a shape, sizes, axes or indices by definition
     "Unsqueeze": (1,),
 }
 MAKERS = frozenset({"ArgMax", "Shape"})
-TESTS = frozenset({"Greater", "IsNaN", "Less", "Or"})
 JOINS = frozenset({"Concat"})  # puts a shape together from a symbolic batch and constants
 
 
@@ -70,35 +68,23 @@ def check_operators(graph: ir.Graph | ir.Model | Path, profile: TargetProfile) -
 
 
 def integer_arithmetic(graph: ir.Graph) -> list[str]:
-    """The nodes that take or make integers other than as shapes, constants or class indices."""
-    types: dict[ir.Value, ir.DataType | None] = {
-        value: value.dtype for value in (*graph.inputs, *graph.initializers.values())
-    }
+    """The nodes that take or make integers other than as shapes, constants or class indices.
+
+    Raises:
+        ExportError: a node takes what nothing makes.
+    """
+    types = infer_types(graph)
     found = []
     for node in graph:
-        made = made_type(node, types)
-        types.update(dict.fromkeys(node.outputs, made))
-        if (made in INTEGERS and node.op_type not in MAKERS | JOINS) or any(
-            value is not None and types[value] in INTEGERS and not is_shape(node, index, value)
+        made = [types[value] for value in node.outputs]
+        if None in made:
+            raise ExportError(f"the type of what {describe(node)} gives cannot be inferred")
+        if (set(made) & INTEGERS and node.op_type not in MAKERS | JOINS) or any(
+            value is not None and types.get(value) in INTEGERS and not is_shape(node, index, value)
             for index, value in enumerate(node.inputs)
         ):
             found.append(describe(node))
     return found
-
-
-def made_type(node: ir.Node, types: Mapping[ir.Value, ir.DataType | None]) -> ir.DataType | None:
-    """The element type of what a node gives: that of its data, with few exceptions.
-
-    ONNX's own inference stops at the first GroupNormalization without a known shape.
-    """
-    if node.op_type == "Cast":
-        return ir.DataType(node.attributes.get_int("to") or 0)
-    if node.op_type in MAKERS:
-        return ir.DataType.INT64
-    if node.op_type in TESTS:
-        return ir.DataType.BOOL
-    data = node.inputs[1 if node.op_type == "Where" else 0]
-    return None if data is None else types[data]
 
 
 def is_shape(node: ir.Node, index: int, value: ir.Value) -> bool:

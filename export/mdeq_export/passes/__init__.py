@@ -8,6 +8,7 @@ from mdeq_export.passes.base import GraphPass, run_passes
 from mdeq_export.passes.drop_identity import DropIdentity
 from mdeq_export.passes.group_norm import LowerGroupNorm
 from mdeq_export.passes.half import Half
+from mdeq_export.passes.hold_rounding import HoldRounding
 from mdeq_export.passes.known_constants import KnownConstants
 from mdeq_export.passes.opset import SetOpset
 from mdeq_export.passes.uint8 import FloatBeforeUint8
@@ -18,6 +19,7 @@ __all__ = [
     "FloatBeforeUint8",
     "GraphPass",
     "Half",
+    "HoldRounding",
     "KnownConstants",
     "LowerGroupNorm",
     "SetOpset",

@@ -21,7 +21,7 @@ class DropIdentity(GraphPass):
                 if output is value:
                     graph.outputs[index] = source
             ir.convenience.replace_all_uses_with(value, source)
-            graph.remove(node)
+            graph.remove(node, safe=True)
         return bool(identities)
 
     def ensures(self, graph: ir.Graph) -> str | None:

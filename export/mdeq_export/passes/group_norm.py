@@ -10,7 +10,7 @@ import numpy as np
 import onnx_ir as ir
 
 from mdeq_export.passes.base import GraphPass
-from mdeq_export.passes.values import cast, constant
+from mdeq_export.passes.values import cast, constant, known
 
 __all__ = ["LowerGroupNorm"]
 
@@ -110,19 +110,4 @@ def lower(graph: ir.Graph, node: ir.Node) -> None:
     )
     for made in {id(n): n for n in (gain.producer(), bias.producer()) if n is not None}.values():
         if not made.outputs[0].uses():
-            graph.remove(made)
-
-
-def known(value: ir.Value | None) -> np.ndarray | None:
-    """The numbers of an initializer, or of what ConstantOfShape makes; None for anything else."""
-    if value is None:
-        return None
-    if value.const_value is not None:
-        return value.const_value.numpy()
-    node = value.producer()
-    if node is None or node.op_type != "ConstantOfShape" or node.inputs[0] is None:
-        return None
-    shape, fill = node.inputs[0].const_value, node.attributes.get_tensor("value")
-    if shape is None or fill is None:
-        return None
-    return np.full(shape.numpy(), fill.numpy().item(), fill.numpy().dtype)
+            graph.remove(made, safe=True)

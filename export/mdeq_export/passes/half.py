@@ -20,7 +20,7 @@ __all__ = ["Half"]
 FP32, FP16 = ir.DataType.FLOAT, ir.DataType.FLOAT16
 MATRIX = frozenset({"Conv", "Gemm", "MatMul"})
 FOLLOWING = frozenset(  # in FP16 if all their data already is
-    {"Add", "ArgMax", "Concat", "Mul", "Relu", "Reshape", "Resize", "Shape", "Transpose"}
+    {"Add", "ArgMax", "Concat", "Mul", "Relu", "Reshape", "Resize", "Shape", "Slice", "Transpose"}
 )
 STATISTICS = frozenset({"GroupNormalization", "InstanceNormalization", "ReduceMean", "Softmax"})
 FP32_INPUTS = {"Resize": (1, 2)}  # region and scales, which ONNX has in FP32 only
@@ -177,8 +177,8 @@ def drop_lossless_pairs(graph: ir.Graph) -> bool:
         if origin is None or origin.dtype != FP16 or node.outputs[0].is_graph_output():
             continue
         ir.convenience.replace_all_uses_with(node.outputs[0], origin)
-        graph.remove(node)
+        graph.remove(node, safe=True)
         if not source.uses() and not source.is_graph_output():
-            graph.remove(wider)
+            graph.remove(wider, safe=True)
         dropped = True
     return dropped

@@ -5,8 +5,7 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from mdeq_export.passes.base import GraphPass
-from mdeq_export.passes.group_norm import known
-from mdeq_export.passes.values import constant
+from mdeq_export.passes.values import constant, known
 
 __all__ = ["KnownConstants"]
 
@@ -28,7 +27,7 @@ class KnownConstants(GraphPass):
             shape = "x".join(map(str, array.shape))
             name = f"full_{fill:g}_{array.dtype.name}_{shape}"
             ir.convenience.replace_all_uses_with(made, constant(graph, name, array))
-            graph.remove(node)
+            graph.remove(node, safe=True)
             modified = True
         return modified
 
