@@ -6,7 +6,7 @@ classes 159 MB, beside states of 87 MB. ``TiledReadMask`` takes rows of the mask
 Three facts make that cheap:
 
 - bilinear upsampling is separable, and a row of its result is a mix of two rows below it;
-- it commutes with a 1x1 convolution, so each scale is convolved before its columns are upsampled;
+- it commutes with a 1x1 convolution, so a scale can be convolved before its columns are upsampled;
 - every tile is a chain of its own, and runtimes that go depth first finish one before the next.
 """
 
@@ -25,6 +25,10 @@ __all__ = ["ReadMask", "ReadScores", "TiledReadMask", "count_tiles"]
 
 FLOOR = 8_000_000  # bytes, below which tiles would save nothing that matters
 FLOAT = 4  # bytes
+# Channels up to which scale 1 is upsampled before it is convolved, together with scale 0: measured
+# in ONNX Runtime that takes as long (camvid-nano, cityscapes-small), and a tile then holds one
+# tensor of the hidden layer's size less. From scale 2 on it is slower.
+NARROW = 64
 
 
 class ReadScores(nn.Module):
@@ -63,7 +67,8 @@ def count_tiles(config: ModelConfig, height: int, width: int) -> int:
     The two that can be the largest are the hidden layer, S channels at scale 0 where S is the sum
     of the states' channels, and the logits at the image's size. With channels that double from
     scale to scale the hidden layer is larger than the states by a factor that no image size
-    changes, 8 for four scales. All sizes are those of one image; a batch scales them alike.
+    changes, 8 for four scales. While a tile's scales are added up, three to four tensors of its
+    hidden layer's size are held. All sizes are those of one image; a batch scales them alike.
 
     Args:
         config: of a segmentation model.
@@ -112,21 +117,26 @@ class TiledReadMask(nn.Module):
             raise ValueError(f"{count} tiles of {heights[0]} rows")
         edges = [heights[0] * k // count for k in range(count + 1)]
         self.tiles = nn.ModuleList(Tile(heights, height, *edge) for edge in pairwise(edges))
-        self.convs = split_input(first, model.config.channels)
+        channels = model.config.channels
+        self.joined = 2 if len(channels) > 1 and channels[1] <= NARROW else 1
+        self.convs = split_input(first, [sum(channels[: self.joined]), *channels[self.joined :]])
         self.width = width
 
     def forward(self, z: State) -> tuple[Tensor, Tensor]:
         answers = [self.read(tile, z) for tile in self.tiles]
         # Joined before they become uint8: TensorRT knows that type for inputs and outputs only.
-        classes, confidence = (join(parts) for parts in zip(*answers, strict=True))
+        classes, confidence = (join(list(parts)) for parts in zip(*answers, strict=True))
         return classes.to(torch.uint8), confidence
 
     def read(self, tile: nn.Module, z: State) -> tuple[Tensor, Tensor]:
         """Class indices (B, rows of H, W) as floats and confidence (B, rows of H_0, W_0)."""
         assert isinstance(tile, Tile)
-        hidden = self.convs[0](tile.scales[0](z[0]))  # (B, S, rows, W_0)
-        for conv, rows, zi in zip(self.convs[1:], tile.scales[1:], z[1:], strict=True):
-            hidden = hidden + stretch(conv(rows(zi)), hidden.shape[2], hidden.shape[3])
+        parts = [rows(zi) for rows, zi in zip(tile.scales, z, strict=True)]
+        height, width = parts[0].shape[2:]
+        fine = [stretch(part, height, width) for part in parts[: self.joined]]
+        hidden = self.convs[0](join(fine))  # (B, S, rows, W_0)
+        for conv, part in zip(self.convs[1:], parts[self.joined :], strict=True):
+            hidden = hidden + stretch(conv(part), height, width)
         logits = self.last(torch.relu(hidden))  # (B, classes, rows, W_0)
         own = logits[:, :, tile.own]
         # The largest probability of a softmax, without computing the others.
@@ -189,8 +199,8 @@ class Rows(nn.Module):
         return self.mix(x[:, :, self.start : self.stop])
 
 
-def join(parts: tuple[Tensor, ...]) -> Tensor:
-    """Rows under each other."""
+def join(parts: list[Tensor]) -> Tensor:
+    """Along the second axis: channels, or the rows of maps without channels."""
     return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
 
 
@@ -207,11 +217,11 @@ def stretch(x: Tensor, height: int, width: int) -> Tensor:
     return F.interpolate(x, size=(height, width), mode="bilinear", align_corners=True)
 
 
-def split_input(conv: nn.Module, channels: tuple[int, ...]) -> nn.ModuleList:
+def split_input(conv: nn.Module, channels: list[int]) -> nn.ModuleList:
     """A 1x1 convolution of joined maps as one per map, whose results add up to the same."""
     assert isinstance(conv, nn.Conv2d)
     parts = nn.ModuleList()
-    for index, weight in enumerate(torch.split(conv.weight.detach(), list(channels), dim=1)):
+    for index, weight in enumerate(torch.split(conv.weight.detach(), channels, dim=1)):
         part = nn.Conv2d(weight.shape[1], weight.shape[0], 1, bias=index == 0)
         part.weight = nn.Parameter(weight.clone(), requires_grad=False)
         if index == 0:
