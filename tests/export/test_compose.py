@@ -181,7 +181,7 @@ def test_the_graphs_are_valid_and_plain(unrolled: Unrolled) -> None:
         convolutions = sum(node.op_type == "Conv" for node in graph.node)
         cell = sum(1 for m in unrolled.model.cell.modules() if isinstance(m, torch.nn.Conv2d))
         outside = convolutions - count * cell
-        readout = 2 + 1  # the first convolution of both fine scales, of the coarse one, and the last
+        readout = 2 + 1  # first convolution: both fine scales, the coarse one; and the last
         assert outside == 3 + readout, "stem and transform, and the readout, exactly once"
 
 
