@@ -8,18 +8,21 @@ compared with is given.
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import numpy as np
+import onnx_ir as ir
 import onnxruntime as ort
 from numpy.typing import NDArray
 
 from edge_mdeq.bundle import Parts, Profile, Rung, RungParity, Step, Tolerance, Verification
 from edge_mdeq.errors import ParityError
 from mdeq_export.compose import IMAGE, INJECTION, OUTPUT, RESIDUAL, state_names
+from mdeq_export.passes import HoldRounding, run_passes
 
 __all__ = [
     "TOLERANCES",
@@ -316,8 +319,19 @@ def residual_floor(
 
 
 def open_session(path: Path) -> ort.InferenceSession:
-    """A graph on the CPU."""
-    return ort.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    """A graph on the CPU; what it writes in FP16 is rounded there, as a device would round it."""
+    options = ort.SessionOptions()
+    # Threads that spin while they wait gain little here, and cost much where others compute.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    cpu = ["CPUExecutionProvider"]
+    model = ir.load(path)
+    if all(value.dtype != ir.DataType.FLOAT16 for value in model.graph.initializers.values()):
+        return ort.InferenceSession(str(path), options, providers=cpu)
+    run_passes(model.graph, [HoldRounding()])
+    # Beside the graph, where its weights lie: references to them lead into no other folder.
+    with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".onnx") as held:
+        ir.save(model, held.name)
+        return ort.InferenceSession(held.name, options, providers=cpu)
 
 
 def distance(states: Sequence[Array], reference: Sequence[Array]) -> float:
