@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ from edge_mdeq.errors import BundleError
 __all__ = ["MANIFEST", "Bundle", "hash_file", "open_bundle"]
 
 MANIFEST = "manifest.json"
+ASIDE = "old"  # where, in its temporary folder, a writer keeps the bundle that it replaces
 MANIFEST_LIMIT = 16 * 2**20  # bytes; far above any real one, checked before it is read
 CHUNK = 2**20
 
@@ -75,10 +77,10 @@ def open_bundle(path: Path, verify: bool = False) -> Bundle:
     """
     if not path.is_dir():
         reason = "is a file, not a folder" if path.exists() else "does not exist"
-        raise BundleError(
-            f"bundle {path} {reason}; a bundle is the folder NAME{BUNDLE_SUFFIX} that "
-            "`edge-mdeq export` writes"
-        )
+        advice = f"a bundle is the folder NAME{BUNDLE_SUFFIX} that `edge-mdeq export` writes"
+        for aside in path.parent.glob(f".{glob.escape(path.name)}.*.tmp/{ASIDE}"):
+            advice = f"an export that replaced it was killed, and left it in {aside}: rename that"
+        raise BundleError(f"bundle {path} {reason}; {advice}")
     manifest = path / MANIFEST
     try:
         if manifest.stat().st_size > MANIFEST_LIMIT:

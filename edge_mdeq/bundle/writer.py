@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ctypes
+import fcntl
+import glob
 import os
 import secrets
 import shutil
@@ -11,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from edge_mdeq.bundle.manifest import BUNDLE_SUFFIX, FileEntry
-from edge_mdeq.bundle.reader import MANIFEST, hash_file
+from edge_mdeq.bundle.reader import ASIDE, MANIFEST, hash_file
 from edge_mdeq.errors import BundleError
 from edge_mdeq.files import sync_folder
 
@@ -19,14 +21,16 @@ __all__ = ["describe_files", "writing_bundle"]
 
 AT_FDCWD = -100
 RENAME_EXCHANGE = 2
+NEW = "new"  # in a writer's temporary folder: what it writes
 
 
 @contextmanager
 def writing_bundle(path: Path, force: bool = False) -> Iterator[Path]:
-    """Yield a temporary sibling folder to fill; on success it is fsynced and becomes ``path``.
+    """Yield a temporary folder to fill; on success it is fsynced and becomes ``path``.
 
-    If the block raises, the sibling is removed and whatever was at ``path`` stays. A bundle that
-    is replaced is exchanged for the new one in a single step where the file system can.
+    If the block raises, what it wrote is removed and whatever was at ``path`` stays. A bundle that
+    is replaced is exchanged for the new one in a single step where the file system can. What a
+    killed writer left beside ``path`` is removed first.
 
     Args:
         path: the bundle, ``NAME.mdeq``.
@@ -37,6 +41,7 @@ def writing_bundle(path: Path, force: bool = False) -> Iterator[Path]:
     """
     if path.suffix != BUNDLE_SUFFIX:
         raise BundleError(f"{path} must end in {BUNDLE_SUFFIX}")
+    remove_remains(path)
     if path.exists():
         if not force:
             raise BundleError(f"{path} already exists; replace it with --force")
@@ -44,17 +49,20 @@ def writing_bundle(path: Path, force: bool = False) -> Iterator[Path]:
             raise BundleError(
                 f"{path} exists and is not a bundle; remove it or choose another name"
             )
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    place = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    lock = None
     try:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            temporary.mkdir()
+            place.mkdir()
+            lock = hold(place)
+            (place / NEW).mkdir()
         except OSError as error:
             raise BundleError(f"cannot write to {path.parent}: {error.strerror}") from error
         try:
-            yield temporary
-            sync_tree(temporary)
-            put_in_place(temporary, path)
+            yield place / NEW
+            sync_tree(place / NEW)
+            put_in_place(place / NEW, path, place / ASIDE)
             sync_folder(path.parent)
         except OSError as error:
             raise BundleError(
@@ -62,7 +70,51 @@ def writing_bundle(path: Path, force: bool = False) -> Iterator[Path]:
                 "another place"
             ) from error
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        clear(place, path)
+        if lock is not None:
+            os.close(lock)
+
+
+def remove_remains(path: Path) -> None:
+    """Remove what killed writers of ``path`` left: whole folders that nobody holds any more."""
+    for place in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
+        try:
+            if not any(place.iterdir()):  # perhaps made this very moment, and not yet held
+                continue
+            lock = hold(place)
+        except OSError:  # another writer's, which may be gone by now
+            continue
+        if lock is not None:
+            clear(place, path)
+            os.close(lock)
+
+
+def hold(folder: Path) -> int | None:
+    """Mark a folder as in use for as long as this process lives, or until the handle is closed.
+
+    Returns:
+        The handle; None where the file system has no locks.
+
+    Raises:
+        BlockingIOError: another process holds it.
+    """
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        os.close(handle)
+        if isinstance(error, BlockingIOError):
+            raise
+        return None
+    return handle
+
+
+def clear(place: Path, path: Path) -> None:
+    """Remove a writer's folder; what it had moved aside returns if nothing took its place."""
+    aside = place / ASIDE
+    if aside.exists() and not path.exists():
+        os.rename(aside, path)
+    shutil.rmtree(place, ignore_errors=True)
 
 
 def describe_files(root: Path) -> dict[str, FileEntry]:
@@ -73,17 +125,13 @@ def describe_files(root: Path) -> dict[str, FileEntry]:
     }
 
 
-def put_in_place(new: Path, path: Path) -> None:
-    """Rename ``new`` to ``path``; an existing folder there ends up under the name of ``new``."""
+def put_in_place(new: Path, path: Path, aside: Path) -> None:
+    """Rename ``new`` to ``path``; an existing folder there ends up under one of the other names."""
     if not path.exists():
         os.rename(new, path)
-        return
-    if exchange(new, path):
-        return
-    aside = new.with_name(f"{new.name}.old")  # a moment without either; the old one stays on disk
-    os.rename(path, aside)
-    os.rename(new, path)
-    shutil.rmtree(aside, ignore_errors=True)
+    elif not exchange(new, path):
+        os.rename(path, aside)  # a moment without either; both stay on disk
+        os.rename(new, path)
 
 
 def exchange(a: Path, b: Path) -> bool:

@@ -478,38 +478,130 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
         replace_bundle(tmp_path / "file" / "tiny.mdeq")
 
 
-KILLED_WHILE_WRITING = """
-import sys, time
+KILLED = """
+import os, shutil, signal, sys
 from pathlib import Path
-from edge_mdeq.bundle import writing_bundle
+from edge_mdeq.bundle import writer, writing_bundle
+
+def die(*args):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+def exchange_and_die(new, path):
+    exchange(new, path)
+    die()
+
+def rename_once_and_die(source, target):
+    rename(source, target)
+    die()
+
+exchange, rename, moment = writer.exchange, os.rename, sys.argv[3]
+if moment == "before the exchange":
+    writer.exchange = die
+elif moment == "after the exchange":
+    writer.exchange = exchange_and_die
+elif moment == "while the old one is removed":
+    shutil.rmtree = lambda place, **_: die(os.remove(place / "new" / "manifest.json"))
+elif moment == "between two renames":
+    writer.exchange = lambda new, path: False
+    os.rename = rename_once_and_die
 with writing_bundle(Path(sys.argv[1]), force=True) as folder:
-    (folder / "manifest.json").write_text("half")
-    print("writing", flush=True)
-    time.sleep(600)
+    if moment == "while it is written":
+        (folder / "manifest.json").write_text("half")
+        die()
+    shutil.copytree(sys.argv[2], folder, dirs_exist_ok=True)
 """
 
 
-def test_a_killed_export_leaves_the_old_bundle_whole(bundle: Path) -> None:
+def kill_a_writer(bundle: Path, new: Path, moment: str) -> None:
     package_root = str(Path(edge_mdeq.__file__).parents[1])
-    with subprocess.Popen(
-        [sys.executable, "-c", KILLED_WHILE_WRITING, str(bundle)],
-        stdout=subprocess.PIPE,
+    done = subprocess.run(
+        [sys.executable, "-c", KILLED, str(bundle), str(new), moment],
         env=os.environ | {"PYTHONPATH": package_root},
-        text=True,
-    ) as process:
-        assert process.stdout is not None
-        assert process.stdout.readline() == "writing\n"
-        process.send_signal(signal.SIGKILL)
-    assert process.returncode == -signal.SIGKILL
-    assert open_bundle(bundle, verify=True).manifest.name == "tiny"
-    replace_bundle(bundle)  # and what it left behind is in nobody's way
-    assert open_bundle(bundle, verify=True).manifest.name == "new"
+        check=False,
+        timeout=60,
+    )
+    assert done.returncode == -signal.SIGKILL
 
 
-def test_the_remains_of_a_killed_export_with_our_process_id_are_in_nobody_s_way(
-    bundle: Path,
+@pytest.fixture
+def other(tmp_path: Path) -> Path:
+    """What is to take the bundle's place, elsewhere."""
+    path = tmp_path / "elsewhere"
+    fill(path, name="other")
+    return path
+
+
+@pytest.mark.parametrize(
+    ("moment", "left"),
+    [
+        ("while it is written", "tiny"),
+        ("before the exchange", "tiny"),
+        ("after the exchange", "other"),
+        ("while the old one is removed", "other"),
+    ],
+)
+def test_a_killed_export_leaves_a_whole_bundle_and_nothing_in_the_next_one_s_way(
+    bundle: Path, other: Path, moment: str, left: str
 ) -> None:
-    """In a container every export may have the same process id."""
-    (bundle.parent / f".tiny.mdeq.{os.getpid()}.tmp").mkdir()
+    kill_a_writer(bundle, other, moment)
+    assert open_bundle(bundle, verify=True).manifest.name == left
+    assert len(names(bundle.parent)) == 3, "what it left behind"
+    with pytest.raises(BundleError, match="already exists"):
+        replace_bundle(bundle, force=False)
+    assert names(bundle.parent) == ["elsewhere", "tiny.mdeq"], "even an attempt tidies up"
     replace_bundle(bundle)
     assert open_bundle(bundle, verify=True).manifest.name == "new"
+
+
+def test_a_kill_where_folders_cannot_be_exchanged_loses_nothing(bundle: Path, other: Path) -> None:
+    kill_a_writer(bundle, other, "between two renames")
+    with pytest.raises(BundleError, match=r"was killed, and left it in (\S*/old): rename") as hint:
+        open_bundle(bundle)
+    aside = Path(str(hint.value).rsplit(" in ", 1)[1].split(": rename", maxsplit=1)[0])
+    assert open_bundle(aside, verify=True).manifest.name == "tiny"
+    with pytest.raises(BundleError, match="already exists"):
+        replace_bundle(bundle, force=False)
+    assert open_bundle(bundle, verify=True).manifest.name == "tiny"
+    assert names(bundle.parent) == ["elsewhere", "tiny.mdeq"]
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, OSError])
+def test_a_swap_that_stops_in_the_middle_is_undone(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch, error: type[BaseException]
+) -> None:
+    def rename(source: Path, target: Path) -> None:
+        if Path(source).name == "new":
+            raise error
+        original(source, target)
+
+    original = os.rename
+    monkeypatch.setattr(os, "rename", rename)
+    monkeypatch.setattr(writer, "exchange", lambda a, b: False)
+    with pytest.raises(BundleError if error is OSError else error):
+        replace_bundle(bundle)
+    assert open_bundle(bundle, verify=True).manifest.name == "tiny"
+    assert names(bundle.parent) == ["tiny.mdeq"]
+
+
+def test_two_exports_at_once_leave_each_other_alone(bundle: Path) -> None:
+    with writing_bundle(bundle, force=True) as first:
+        fill(first, name="first")
+        replace_bundle(bundle)
+        assert open_bundle(bundle, verify=True).manifest.name == "new"
+    assert open_bundle(bundle, verify=True).manifest.name == "first"
+    assert names(bundle.parent) == ["tiny.mdeq"]
+
+
+def test_where_nothing_can_be_locked_others_folders_stay(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on NFS: whether their writer lives cannot be known."""
+
+    def refuse(*args: object) -> None:
+        raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+
+    monkeypatch.setattr(writer.fcntl, "flock", refuse)
+    fill(bundle.parent / f".{bundle.name}.abcd.tmp" / "new", name="theirs")
+    replace_bundle(bundle)
+    assert open_bundle(bundle, verify=True).manifest.name == "new"
+    assert len(names(bundle.parent)) == 2
