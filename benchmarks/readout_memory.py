@@ -5,10 +5,10 @@
 The readout alone, with random weights and states, in ONNX Runtime as the runtime sets it up. Peak:
 VmHWM of a fresh process through its first run, above what was resident when states and outputs
 were there and the graph was loaded. It holds the states once more where the runtime reorders them.
-Time: of the CPU, one thread, both graphs in turn in one process, so that other load matters little;
+Time: of the CPU, one thread, all graphs in turn in one process, so that other load matters little;
 ratios are between neighbours. Three graphs: "at once" upsamples all states, joins and convolves
 them; "one tile" convolves before it upsamples; "tiled" does so in tiles of rows, as many as an
-export takes.
+export takes. ``--skip`` the first two where there is no memory for them.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def main() -> None:
     parser.add_argument("--graphs", nargs="+", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.child:
-        sessions = [load(path) for path in args.graphs]
+        sessions = [Loaded(path) for path in args.graphs]
         answer = peak(*sessions) if args.child == "peak" else times(sessions, args.runs)
         print(json.dumps(answer))
         return
@@ -58,7 +58,7 @@ def main() -> None:
         graphs, tiles = export(args.entry, *args.size, Path(folder), args.skip)
         peaks = {name: child("peak", [path]) for name, path in graphs.items()}
         seconds = child("time", list(graphs.values()), "--runs", str(args.runs))
-    show(args, tiles, peaks, dict(zip(graphs, seconds, strict=True)), Console())
+    show(args, tiles, peaks, dict(zip(graphs, seconds, strict=True)), Console(width=100))
 
 
 def export(
@@ -100,7 +100,7 @@ def child(what: str, graphs: list[Path], *options: str) -> Any:
 
 
 class Loaded:
-    """A graph with its inputs and outputs allocated."""
+    """A graph in a session, with its inputs and outputs allocated."""
 
     def __init__(self, path: str) -> None:
         import onnxruntime as ort
@@ -124,11 +124,6 @@ class Loaded:
         started = time.process_time()
         self.session.run_with_iobinding(self.binding)
         return time.process_time() - started
-
-
-def load(path: str) -> Loaded:
-    """A graph in a session."""
-    return Loaded(path)
 
 
 def peak(loaded: Loaded) -> int:

@@ -68,7 +68,9 @@ def count_tiles(config: ModelConfig, height: int, width: int) -> int:
     of the states' channels, and the logits at the image's size. With channels that double from
     scale to scale the hidden layer is larger than the states by a factor that no image size
     changes, 8 for four scales. While a tile's scales are added up, three to four tensors of its
-    hidden layer's size are held. All sizes are those of one image; a batch scales them alike.
+    hidden layer's size are held. All sizes are those of one image; a batch scales them alike. What
+    is joined at the end, the mask in floats, is not counted: four bytes a pixel, at 1/4 of the
+    resolution as much as a state of 16 channels.
 
     Args:
         config: of a segmentation model.
