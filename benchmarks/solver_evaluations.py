@@ -6,7 +6,7 @@
 One row per weights and solver: evaluations until the residual (mean over the images) is at most
 ``--tol`` and stays there, as a share of the plain iteration's, and the lowest residual within
 ``--limit``. Weights whose plain iteration is slow are where Anderson and Broyden pay; such weights
-come from training with little Jacobian regularisation, see ``benchmarks/weak.toml``.
+come from training with little Jacobian regularisation, see ``benchmarks/recipes/camvid-weak.toml``.
 """
 
 from __future__ import annotations

@@ -38,6 +38,8 @@ class BroydenState(NamedTuple):
         u: left vectors of B, up to m of (B, D).
         v: right vectors of B, as many.
         trial: of the line search, one; none without it.
+        steps: how many were made since B was -I last, the one with it included, one (B,); none
+            before the first. One term less counts, the newest; the others are of before a restart.
     """
 
     z: State
@@ -45,6 +47,7 @@ class BroydenState(NamedTuple):
     u: tuple[Tensor, ...]
     v: tuple[Tensor, ...]
     trial: tuple[Trial, ...]
+    steps: tuple[Tensor, ...]
 
 
 @dataclass(frozen=True)
@@ -52,8 +55,8 @@ class Broyden:
     """Broyden(m); T steps are T + 1 evaluations of f.
 
     Attributes:
-        m: rank-one terms to keep; a further one replaces the oldest. Memory is 2 m + 2 states.
-            The published code keeps up to 27, one per step.
+        m: rank-one terms to keep; instead of a further one B starts anew. Memory is 2 m + 2
+            states. The published code keeps up to 27, one per step, and never fills them.
         line_search: shorten a step that does not reduce ||g|| (see ``line_search``). Every
             rejected trial is an evaluation like any other.
     """
@@ -69,7 +72,7 @@ class Broyden:
 
     def init(self, z: State) -> BroydenState:
         """Start at ``z`` with B = -I."""
-        return BroydenState(z, (), (), (), ())
+        return BroydenState(z, (), (), (), (), ())
 
     def init_full(self, z: State) -> BroydenState:
         """Start at ``z`` with a step and m terms of zeros, which change nothing: the same solve.
@@ -81,19 +84,18 @@ class Broyden:
             raise ConfigError("Broyden's line search has no history of fixed size to carry")
         empty = torch.zeros_like(flatten(z))
         terms = (empty,) * self.m
-        return BroydenState(z, (empty,), terms, terms, ())
+        return BroydenState(z, (empty,), terms, terms, (), (z[0].new_zeros(len(z[0])),))
 
     def advance(self, state: BroydenState, fz: State) -> BroydenState:
         """The next iterate, given f at the present one."""
         g = flatten(tuple(a - b for a, b in zip(fz, state.z, strict=True)))
         if not state.step:  # with B = -I the first step is g, and leads to f
             first = (first_trial(dot(g, g)),) if self.line_search else ()
-            return BroydenState(fz, (g,), (), (), first)
-        (p,), u, v = state.step, state.u, state.v
+            return BroydenState(fz, (g,), (), (), first, (torch.ones_like(g[:, 0]),))
+        (p,), (steps,) = state.step, state.steps
+        terms = Terms(state.u, state.v, steps - 1)
 
-        oldest = 1 if len(u) == self.m else 0  # terms of B that its successor no longer has
-        kept = product(u[oldest:], v[oldest:], g)
-        bg = kept + times(dot(v[0], g), u[0]) if oldest else kept
+        bg = terms.apply(g)
         p_bg, pp = dot(p, bg), dot(p, p)
         denominator = p_bg + pp  # v^T dg
         numerator = -bg  # p - B dg
@@ -107,12 +109,42 @@ class Broyden:
         size, zero = pp.sqrt(), torch.zeros_like(pp)
         to_u = torch.where(usable, size / denominator, zero)
         to_v = torch.where(usable, 1 / size, zero)
-        new_u, new_v = times(to_u, numerator), times(to_v, product(v, u, p))
-        step = -(kept + times(p_bg * to_v, new_u))
-        after = BroydenState(
-            moved(state.z, step), (step,), (*u[oldest:], new_u), (*v[oldest:], new_v), ()
-        )
+        new_u, new_v = times(to_u, numerator), times(to_v, terms.apply_transposed(p))
+        step = -(bg + times(p_bg * to_v, new_u))
+
+        oldest = 1 if len(state.u) == self.m else 0  # gives its place to the new term
+        steps = steps + 1
+        if oldest:
+            restart = steps > self.m + 1
+            step = torch.where(restart.view(-1, 1), g, step)
+            steps = torch.where(restart, torch.ones_like(steps), steps)
+        u, v = (*state.u[oldest:], new_u), (*state.v[oldest:], new_v)
+        after = BroydenState(moved(state.z, step), (step,), u, v, (), (steps,))
         return after_trial(state, after, dot(g, g)) if self.line_search else after
+
+
+class Terms(NamedTuple):
+    """B as its rank-one terms, of which ``live`` (B,) count, the newest ones."""
+
+    u: tuple[Tensor, ...]
+    v: tuple[Tensor, ...]
+    live: Tensor
+
+    def apply(self, x: Tensor) -> Tensor:
+        """B x, (B, D)."""
+        return self.product(self.u, self.v, x)
+
+    def apply_transposed(self, x: Tensor) -> Tensor:
+        """B^T x, (B, D)."""
+        return self.product(self.v, self.u, x)
+
+    def product(self, left: tuple[Tensor, ...], right: tuple[Tensor, ...], x: Tensor) -> Tensor:
+        """(-I + sum of left_k right_k^T) x."""
+        result = -x
+        for age, (a, b) in enumerate(zip(reversed(left), reversed(right), strict=True)):
+            along = dot(b, x)
+            result = result + times(torch.where(self.live > age, along, torch.zeros_like(along)), a)
+        return result
 
 
 def after_trial(before: BroydenState, after: BroydenState, phi: Tensor) -> BroydenState:
@@ -128,9 +160,10 @@ def after_trial(before: BroydenState, after: BroydenState, phi: Tensor) -> Broyd
     return BroydenState(
         select(accepted, after.z, back),
         where(accepted, after.step, before.step),
-        where(accepted, after.u, (*before.u, *nothing)),
-        where(accepted, after.v, (*before.v, *nothing)),
+        where(accepted, after.u, (*nothing, *before.u)),
+        where(accepted, after.v, (*nothing, *before.v)),
         (choose_trial(accepted, first_trial(phi), shorter),),
+        (torch.where(accepted, after.steps[0], before.steps[0]),),
     )
 
 
@@ -143,14 +176,6 @@ def moved(z: State, step: Tensor) -> State:
     """``z`` plus a flat ``step`` (B, D)."""
     parts = torch.split(step, [x[0].numel() for x in z], dim=1)
     return tuple(x + part.view_as(x) for x, part in zip(z, parts, strict=True))
-
-
-def product(left: tuple[Tensor, ...], right: tuple[Tensor, ...], x: Tensor) -> Tensor:
-    """(-I + sum of left_k right_k^T) x, (B, D); left and right exchanged is its transpose."""
-    result = -x
-    for a, b in zip(left, right, strict=True):
-        result = result + times(dot(b, x), a)
-    return result
 
 
 def dot(a: Tensor, b: Tensor) -> Tensor:

@@ -94,7 +94,9 @@ class Composer:
             raise ValueError(f"piece {name!r} takes {len(copy.inputs)} values, got {len(inputs)}")
         bound = dict(zip(copy.inputs, inputs, strict=True))
         bound |= {
-            value: self.share(name, value) for value in copy.initializers.values() if value.uses()
+            value: self.share(name, value)
+            for value in copy.initializers.values()
+            if value.uses() or value in copy.outputs
         }
         outputs = [bound.get(value, value) for value in copy.outputs]
         nodes = list(copy)
@@ -134,11 +136,11 @@ class Composer:
     ) -> ir.Model:
         """The finished graph, with its outputs named.
 
-        An output that is an input, or another output, gets a value of its own.
+        An output that is an input, a constant or another output gets a value of its own.
         """
         named: list[ir.Value] = []
         for output, value in outputs:
-            if value in inputs or value in named:
+            if value in (*inputs, *named, *self.initializers.values()):
                 node = ir.node("Identity", [value])
                 node.outputs[0].shape, node.outputs[0].type = value.shape, value.type
                 self.append(node)
@@ -149,7 +151,7 @@ class Composer:
             inputs,
             named,
             nodes=self.nodes,
-            initializers=list(self.initializers.values()),
+            initializers=[value for value in self.initializers.values() if value.uses()],
             opset_imports={"": self.pieces.opset},
             name=name,
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -26,6 +27,11 @@ from edge_mdeq.config import ModelConfig
 from edge_mdeq.model import MDEQ
 from edge_mdeq.solvers import Broyden, FixedPoint, solve
 from edge_mdeq.solvers.broyden import BroydenState
+from edge_mdeq.weights import load_weights
+from mdeq_export.images import scene
+from mdeq_export.pieces import Inject
+
+ROOT = Path(__file__).parents[2]
 
 # One sample's iterates
 
@@ -33,15 +39,14 @@ from edge_mdeq.solvers.broyden import BroydenState
 def dense_iterates(f: Map, x: np.ndarray, m: int, steps: int) -> list[np.ndarray]:
     """Broyden as MDEQ_SPEC 3.1 states it for one sample x (D,), with B as a matrix.
 
-    The matrix is put together anew from the last m rank-one terms, as a ring buffer of them is.
+    After m rank-one terms the matrix is -I again, and the step a plain one.
     """
 
     def g(x: np.ndarray) -> np.ndarray:
         state = to_state(torch.from_numpy(x)[None])
         return to_flat(f(state))[0].numpy() - x
 
-    terms: list[np.ndarray] = []
-    B = -np.eye(len(x))
+    B, rank = -np.eye(len(x)), 0
     iterates, gx, p = [x], g(x), g(x)
     for _ in range(steps):
         new = x + p
@@ -49,8 +54,7 @@ def dense_iterates(f: Map, x: np.ndarray, m: int, steps: int) -> list[np.ndarray
         dx, dg = new - x, gnew - gx
         vT = dx @ B
         u = (dx - B @ dg) / (vT @ dg)
-        terms = [*terms, np.outer(u, vT)][-m:]
-        B = -np.eye(len(x)) + sum(terms)
+        B, rank = (B + np.outer(u, vT), rank + 1) if rank < m else (-np.eye(len(x)), 0)
         x, gx, p = new, gnew, -B @ gnew
         iterates.append(x)
     return iterates
@@ -253,7 +257,8 @@ def test_a_step_that_overshoots_is_shortened_for_its_sample_alone() -> None:
 
 def matrix(state: BroydenState) -> Tensor:
     """B of a batch of one."""
-    terms = zip(state.u, state.v, strict=True)
+    count = int(state.steps[0].item()) - 1
+    terms = list(zip(state.u, state.v, strict=True))[len(state.u) - count :]
     return sum((torch.outer(u[0], v[0]) for u, v in terms), -torch.eye(SIZE, dtype=torch.float64))
 
 
@@ -274,8 +279,8 @@ def test_with_line_search_each_update_is_broyden_s_for_the_step_that_was_taken(m
         if after.trial[0].phi.item() == after.trial[0].start.item():  # accepted
             dx, dg = (to_flat(state.z) - to_flat(start))[0], g(state.z) - g(start)
             vT = dx @ B
-            dropped = torch.outer(state.u[0][0], state.v[0][0]) if len(state.u) == m else 0
-            B = B - dropped + torch.outer((dx - B @ dg) / (vT @ dg), vT)
+            updated = B + torch.outer((dx - B @ dg) / (vT @ dg), vT)
+            B = -torch.eye(len(vT), dtype=B.dtype) if state.steps[0].item() == m + 1 else updated
             torch.testing.assert_close(after.step[0][0], -B @ g(state.z), rtol=1e-6, atol=1e-8)
             start = state.z
             lengths.append(s)
@@ -309,3 +314,17 @@ def test_line_search_solves_what_full_steps_do_not_reach_as_well() -> None:
         searched = solve(f, zeros(1), Broyden(40, line_search=True), 40, best=True)
         lower += searched.residual.item() <= plain
     assert lower >= 4
+
+
+def test_trained_weights_stay_solved_long_after_the_memory_is_full() -> None:
+    """A ring of terms, each made for the B before it, diverges here after some thirty steps."""
+    model, card = load_weights(ROOT / "samples/models/camvid-nano")
+    frozen = model.freeze()
+    image = torch.from_numpy(scene(0, card.input.height, card.input.width))[None]
+    with torch.no_grad():
+        u = Inject(frozen, card.input)(image)
+        reached = {
+            m: solve(frozen.bind(u), frozen.zero_state(u), Broyden(m), 60).residual.item()
+            for m in (4, 8)
+        }
+    assert max(reached.values()) < 1e-2
