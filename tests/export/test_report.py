@@ -164,6 +164,15 @@ def test_scores_of_a_classifier_are_words(classifier_bundle: Path) -> None:
         assert values == sorted(values, reverse=True)
 
 
+def test_classes_without_labels_have_their_numbers(classifier_bundle: Path, own_copy: Copy) -> None:
+    """As published weights have that were imported without ``--labels``."""
+    path = own_copy(classifier_bundle)
+    images = np.stack([scene(seed, 32, 32) for seed in range(2)])
+    write_report(path, replace(open_bundle(path).manifest, labels=()), images)
+    text = (path / "report.html").read_text()
+    assert re.search(r"residual [\d.e-]+\s*: class \d 0\.\d\d, class \d 0", text)
+
+
 def test_the_same_machine_measures_again(classifier_bundle: Path, own_copy: Copy) -> None:
     path = own_copy(classifier_bundle)
     found = measure_times(path, open_bundle(path).manifest)

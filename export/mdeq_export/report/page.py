@@ -139,7 +139,8 @@ def shown(manifest: Manifest, image: NDArray[np.uint8], output: NDArray[Any]) ->
         blend = 0.45 * image + 0.55 * colours[output]
         return data_uri(blend.astype(np.uint8)), ""
     best = np.argsort(output)[::-1][:3]
-    return "", ", ".join(f"{manifest.labels[k]} {output[k]:.2f}" for k in best)
+    names = manifest.labels or [f"class {k}" for k in range(len(output))]
+    return "", ", ".join(f"{names[k]} {output[k]:.2f}" for k in best)
 
 
 def palette(manifest: Manifest) -> NDArray[np.uint8]:
