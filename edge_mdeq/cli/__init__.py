@@ -22,7 +22,8 @@ LEFT = {
     "run": "what was written until then is finished",
     "train": "--resume goes on from the last checkpoint",
     "tune": "--resume goes on from the last checkpoint",
-    "unroll": "the bundle is as it was",
+    "export": "a bundle is written whole or not at all",  # the last moment may be too late
+    "unroll": "the bundle is whole, as it was or with all rungs",
 }
 GREEDY = {  # options that take all their values after one name, and what a value looks like
     "--iterations": r"\d+",

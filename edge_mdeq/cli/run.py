@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -14,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from edge_mdeq.cli.console import INTERRUPTED, next_step
+from edge_mdeq.cli.console import INTERRUPTED, next_step, stop_by_signals
 from edge_mdeq.errors import ConfigError, SourceError
 
 if TYPE_CHECKING:
@@ -93,25 +92,6 @@ def keep_libraries_quiet() -> None:
     logging.basicConfig(format="warning: %(message)s", level=logging.WARNING)
     os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")
     os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
-
-
-def stop_by_signals() -> None:
-    """Let a service manager, or a lost terminal, end a run as Ctrl-C does: with its files whole.
-
-    The first signal counts; what follows it is ignored, so that an impatient user does not lose the
-    video that is being finished. Called once there is something to lose: Python hears of signals
-    only between calls of libraries, and a source may take its time to open.
-    """
-    numbers = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
-
-    def stop(number: int, frame: object) -> None:
-        for each in numbers:
-            signal.signal(each, signal.SIG_IGN)
-        raise KeyboardInterrupt
-
-    for number in numbers:
-        if signal.getsignal(number) != signal.SIG_IGN:  # as under nohup
-            signal.signal(number, stop)
 
 
 def open_sinks(stack: ExitStack, targets: list[str], source: Source, model: Model) -> list[Sink]:

@@ -7,7 +7,7 @@ from pathlib import Path
 import typer
 
 from edge_mdeq.bundle import Manifest
-from edge_mdeq.cli.console import busy, next_step
+from edge_mdeq.cli.console import busy, next_step, stop_by_signals
 from edge_mdeq.errors import require
 
 __all__ = ["unroll"]
@@ -27,6 +27,7 @@ def unroll(
     from edge_mdeq.cli.tables import parity_table, print_table
     from mdeq_export import unroll_bundle
 
+    stop_by_signals()
     with busy(quiet) as progress:
         manifest = unroll_bundle(bundle, iterations, data, progress)
     print_table(parity_table(manifest))

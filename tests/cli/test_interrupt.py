@@ -16,8 +16,10 @@ import cv2
 import numpy as np
 import pytest
 
+from edge_mdeq.bundle import open_bundle
+
 COMMAND = [sys.executable, "-m", "edge_mdeq.cli"]
-WAIT_S = 60.0
+WAIT_S = 120.0
 
 
 def start(cwd: Path, *arguments: str | Path) -> subprocess.Popen[str]:
@@ -39,11 +41,7 @@ def interrupt(
 ) -> str:
     """Send a signal as soon as ``when()``; what the command said on stderr."""
     try:
-        deadline = time.monotonic() + WAIT_S
-        while not when():
-            assert process.poll() is None, process.communicate()
-            assert time.monotonic() < deadline, f"nothing to interrupt within {WAIT_S:g} s"
-            time.sleep(0.005)
+        wait_until(when, process)
         for _ in range(times):
             process.send_signal(number)
             time.sleep(0.01)
@@ -54,6 +52,14 @@ def interrupt(
     assert "Traceback" not in err
     assert "error: interrupted; " in err.splitlines()[-1]
     return err
+
+
+def wait_until(when: Callable[[], bool], process: subprocess.Popen[str]) -> None:
+    deadline = time.monotonic() + WAIT_S
+    while not when():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline, f"nothing to interrupt within {WAIT_S:g} s"
+        time.sleep(0.005)
 
 
 def lines_in(path: Path) -> int:
@@ -132,20 +138,68 @@ def test_a_run_under_nohup_outlives_its_terminal(segmenter_bundle: Path, long_cl
 # Export
 
 
-def test_an_export_leaves_nothing_behind(segmenter_weights: Path, tmp_path: Path) -> None:
-    process = start(tmp_path, "export", segmenter_weights, "-o", "x.mdeq", "-q")
-    err = interrupt(process, lambda: any(tmp_path.iterdir()))
-    assert err == "error: interrupted; nothing was written\n"
+@pytest.fixture
+def export(classifier_weights: Path, tmp_path: Path) -> list[str | Path]:
+    """The arguments of a quick export to ``x.mdeq``: one image to measure on."""
+    pictures = tmp_path.parent / f"{tmp_path.name}-pictures"
+    pictures.mkdir()
+    cv2.imwrite(str(pictures / "a.png"), np.random.default_rng(0).integers(0, 256, (32, 32, 3)))
+    return [
+        "export", classifier_weights, "-o", "x.mdeq", "--iterations", "1", "2", "--data", pictures,
+        "-q",
+    ]  # fmt: skip
+
+
+def reached(folder: Path, name: str) -> Callable[[], bool]:
+    """Whether an export of ``x.mdeq`` has come as far as writing the file ``name``."""
+    return lambda: any(folder.glob(f".x.mdeq.*.tmp/new/{name}"))
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_an_export_leaves_nothing_behind(
+    export: list[str | Path], tmp_path: Path, number: signal.Signals
+) -> None:
+    err = interrupt(start(tmp_path, *export), lambda: any(tmp_path.iterdir()), number)
+    assert err == "error: interrupted; a bundle is written whole or not at all\n"
     assert not list(tmp_path.iterdir())
 
 
-def test_an_export_leaves_the_old_bundle(
-    segmenter_weights: Path, segmenter_bundle: Path, tmp_path: Path
+def test_an_impatient_ctrl_c_leaves_the_old_bundle(
+    export: list[str | Path], segmenter_bundle: Path, tmp_path: Path
 ) -> None:
     shutil.copytree(segmenter_bundle, tmp_path / "x.mdeq")
     before = contents(tmp_path)
-    process = start(tmp_path, "export", segmenter_weights, "-o", "x.mdeq", "--force", "-q")
-    interrupt(process, lambda: len(list(tmp_path.iterdir())) > 1)
+    process = start(tmp_path, *export, "--force")
+    interrupt(process, reached(tmp_path, "manifest.json"), times=3)
+    assert contents(tmp_path) == before
+
+
+def test_a_killed_export_leaves_the_old_bundle_and_the_next_one_tidies_up(
+    export: list[str | Path], segmenter_bundle: Path, tmp_path: Path
+) -> None:
+    bundle = tmp_path / "x.mdeq"
+    shutil.copytree(segmenter_bundle, bundle)
+    before = contents(bundle)
+    with start(tmp_path, *export, "--force") as process:
+        try:
+            wait_until(reached(tmp_path, "graphs/ort-cpu/solve-k1.onnx"), process)
+        finally:
+            process.kill()
+    assert contents(bundle) == before
+    assert len(list(tmp_path.iterdir())) == 2, "what it left"
+    with start(tmp_path, *export, "--force") as process:
+        _, err = process.communicate(timeout=WAIT_S)
+    assert process.returncode == 0, err
+    assert open_bundle(bundle, verify=True).manifest.task == "classification"
+    assert [path.name for path in tmp_path.iterdir()] == ["x.mdeq"]
+
+
+def test_an_unroll_leaves_the_bundle_as_it_was(segmenter_bundle: Path, tmp_path: Path) -> None:
+    shutil.copytree(segmenter_bundle, tmp_path / "x.mdeq")
+    before = contents(tmp_path)
+    process = start(tmp_path, "unroll", "x.mdeq", "--iterations", "9", "11", "-q")
+    err = interrupt(process, reached(tmp_path, "graphs/ort-cpu/solve-k9.onnx"), signal.SIGTERM)
+    assert err == "error: interrupted; the bundle is whole, as it was or with all rungs\n"
     assert contents(tmp_path) == before
 
 
