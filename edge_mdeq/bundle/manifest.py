@@ -205,12 +205,13 @@ class RungParity:
         state_max_abs: export error: largest absolute difference of any state element between the
             graph and the reference, same solver and N.
         state_rel: the same in norm, ``||graph - reference|| / ||reference||``.
-        residual_max_rel: largest relative difference of the residuals.
+        residual_max_rel: largest relative difference of the residuals, of 1e-3 where they are less.
         answer_agreement: share of pixels (or images) with the same class, graph against reference.
         solver_gap_state: ``||z_N - z*|| / ||z*||`` against the converged solve, mean over images.
         solver_gap_agreement: share of pixels (or images) with the class of the converged solve.
         residual: mean relative residual after N evaluations, cold.
-        rounding: ``state_rel`` of torch in single precision against double; 0 if not measured.
+        rounding: ``state_rel`` of torch in single precision against double, on the first images
+            and on those where ``state_rel`` exceeds the tolerance; 0 if not measured.
         step_rel: where ``rounding`` alone exceeds the tolerance, the solve is too sensitive to be
             compared as a whole: largest ``state_rel`` of a single step that starts from torch's
             state. The gate then judges this one.

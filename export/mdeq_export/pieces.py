@@ -162,13 +162,15 @@ def trace(module: nn.Module, args: tuple[object, ...], dynamic_batch: bool = Fal
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """The exporter warns about torchvision and its own deprecations; neither concerns a user."""
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+    """The exporter warns about torchvision, its own deprecations and what it could not optimise."""
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnx_ir")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
-        logger.setLevel(level)
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

@@ -84,13 +84,15 @@ class TorchProblem:
         }
 
     @torch.no_grad()
-    def rounding(self, counts: Iterable[int]) -> dict[int, float]:
+    def rounding(self, start: list[Array] | None, counts: Iterable[int]) -> dict[int, float]:
         wanted, model = set(counts), self.reference.model
         double = copy.deepcopy(model).double()
         last = max(wanted, default=0)
         exact = Inject(double, self.reference.config).double()(self.images)
         both = zip(
-            self.walk(model, self.u, None, last), self.walk(double, exact, None, last), strict=True
+            self.walk(model, self.u, start, last),
+            self.walk(double, exact, start, last),
+            strict=True,
         )
         found = {}
         for count, ((_, _, single, _), (_, _, right, _)) in enumerate(both, 1):

@@ -22,7 +22,7 @@ from edge_mdeq.bundle.reader import MANIFEST
 from edge_mdeq.bundle.writer import describe_files
 from edge_mdeq.errors import BundleError
 from mdeq_export.compose import IMAGE, INJECTION, OUTPUT, RESIDUAL
-from mdeq_export.graphs import check_counts, read_pieces, write_rungs
+from mdeq_export.graphs import DYNAMIC_TRIED, check_counts, read_pieces, write_rungs
 from mdeq_export.images import verification_images
 from mdeq_export.profiles import lookup_profile
 from mdeq_export.report.measurements import measure_times
@@ -39,8 +39,6 @@ from mdeq_export.verify import (
 __all__ = ["unroll_bundle"]
 
 Array = NDArray[Any]
-
-VERIFICATION_IMAGES = 4
 
 
 def unroll_bundle(
@@ -75,8 +73,10 @@ def unroll_bundle(
     missing = {name: sorted(wanted - present(p)) for name, p in manifest.profiles.items()}
     if not any(missing.values()):
         return manifest
-    size = manifest.input.size
-    pictures, source = verification_images(images, VERIFICATION_IMAGES, *size)
+    batch = manifest.input.tensor.shape[0]
+    pictures, source = verification_images(
+        images, manifest.verification.images, *manifest.input.size
+    )
     with writing_bundle(path, force=True) as folder:
         for file in (*manifest.files, MANIFEST):
             (folder / file).parent.mkdir(parents=True, exist_ok=True)
@@ -92,17 +92,21 @@ def unroll_bundle(
             pictures,
             source,
             manifest.verification.tolerances,
-            batch=manifest.input.tensor.shape[0],
+            batch=batch if batch > 0 else DYNAMIC_TRIED,
             only={count for counts in missing.values() for count in counts},
             progress=progress,
         )
         added = [rung for rung in report.rungs if rung.evaluations in missing[rung.profile]]
         require_parity(replace(report, rungs=tuple(added)))
-        rungs = (*manifest.verification.rungs, *added)
+        order = list(profiles)
+        rungs = sorted(
+            (*manifest.verification.rungs, *added),
+            key=lambda rung: (order.index(rung.profile), rung.evaluations),
+        )
         manifest = replace(
             manifest,
             profiles=profiles,
-            verification=replace(manifest.verification, rungs=rungs),
+            verification=replace(manifest.verification, rungs=tuple(rungs)),
             files=describe_files(folder),
         )
         (folder / MANIFEST).write_bytes(encode_manifest(manifest))
@@ -211,7 +215,7 @@ class PartsProblem:
                 answers[count] = self.answer(*best)
         return answers
 
-    def rounding(self, counts: Iterable[int]) -> dict[int, float]:
+    def rounding(self, start: list[Array] | None, counts: Iterable[int]) -> dict[int, float]:
         """None: both sides run the same nodes in the same precision."""
         return dict.fromkeys(counts, 0.0)
 

@@ -38,7 +38,9 @@ __all__ = [
 
 REFERENCE_EVALUATIONS = 60
 REFERENCE_TOL = 1e-4
+SMALL_RESIDUAL = 1e-3  # nobody stops below it
 FLOOR_EVALUATIONS = 20
+KINDS = ("warm", "cold")  # starts of a solve; in this order, since what is reported is the last's
 HELD = 2**28  # bytes of the reference's answers at a time
 TOLERANCES = {"fp32": Tolerance(), "fp16": Tolerance(atol=0.1, rtol=2e-2, min_agreement=0.995)}
 
@@ -73,8 +75,8 @@ class Problem(Protocol):
     def solve(self, start: list[Array] | None, counts: Iterable[int]) -> dict[int, Answer]:
         """The end of a solve of each of ``counts`` evaluations, from ``start`` or from zero."""
 
-    def rounding(self, counts: Iterable[int]) -> dict[int, float]:
-        """How far single precision is from double after each of ``counts``, relative, cold."""
+    def rounding(self, start: list[Array] | None, counts: Iterable[int]) -> dict[int, float]:
+        """How far single precision is from double after each of ``counts``, relative."""
 
     def steps(self, start: list[Array] | None, count: int) -> Iterator[StepPair]:
         """``count`` steps one by one."""
@@ -124,21 +126,28 @@ def verify(
     ]
     counts = sorted({rung.evaluations for _, rung in rungs})
     found: list[list[RungParity]] = [[] for _ in rungs]
-    rounding: dict[int, float] = {}
+    rounding = dict.fromkeys(range(len(rungs)), 0.0)
     steps: dict[tuple[str, Step], float] = {}
     residual = 0.0
     progress("reference solves")
     for solves in batches(reference, images, batch, counts):
         residual = max(residual, *(float(s.goal.residual.max()) for s in solves))
-        if not rounding:
-            rounding = solves[0].problem.rounding(counts)
         for k, (name, rung) in enumerate(rungs):
             progress(f"parity of {name}, {rung.evaluations} evaluations")
             session = open_session(root / rung.graph)
-            found[k] += [compare(session, solve, rung.evaluations) for solve in solves]
-            key = (name, rung.steps[0])
-            if rounding[rung.evaluations] > tolerances[key[1].precision].rtol and key not in steps:
-                steps[key] = step_error(profiles[name], rung, root, solves[0])
+            allowed = tolerances[rung.steps[0].precision].rtol
+            for solve in solves:
+                parity = compare(session, solve, rung.evaluations)
+                first, apart = not found[k], not parity.state_rel <= allowed
+                found[k].append(parity)
+                if first or apart:
+                    own = solve.rounding(rung.evaluations, KINDS if apart else ("cold",))
+                    rounding[k] = max(rounding[k], own)
+                if apart and rounding[k] > allowed:
+                    key = (name, rung.steps[0])
+                    steps[key] = max(
+                        steps.get(key, 0.0), step_error(profiles[name], rung, root, solve)
+                    )
     return Verification(
         images=len(images),
         source=source,
@@ -151,11 +160,11 @@ def verify(
                 combine(parities),
                 profile=name,
                 precision=rung.steps[0].precision,
-                rounding=rounding[rung.evaluations],
+                rounding=rounding[k],
                 step_rel=steps.get((name, rung.steps[0])),
                 reference=reference.name,
             )
-            for (name, rung), parities in zip(rungs, found, strict=True)
+            for k, ((name, rung), parities) in enumerate(zip(rungs, found, strict=True))
         ),
     )
 
@@ -204,7 +213,7 @@ class Solves:
     def __init__(
         self, reference: Reference, images: NDArray[np.uint8], counts: Sequence[int]
     ) -> None:
-        self.images, self.problem = images, reference.bind(images)
+        self.images, self.problem, self.counts = images, reference.bind(images), counts
         self.goal = self.problem.converged()
         cold = [np.zeros_like(z) for z in self.goal.states]
         self.starts = {"warm": self.goal.states, "cold": cold}
@@ -212,6 +221,14 @@ class Solves:
             "warm": self.problem.solve(self.goal.states, counts),
             "cold": self.problem.solve(None, counts),
         }
+        self.roundings: dict[str, dict[int, float]] = {}
+
+    def rounding(self, evaluations: int, kinds: Iterable[str]) -> float:
+        """The reference's own rounding error after so many, the largest of the starts."""
+        for kind in kinds:
+            if kind not in self.roundings:
+                self.roundings[kind] = self.problem.rounding(self.starts[kind], self.counts)
+        return max(self.roundings[kind][evaluations] for kind in kinds)
 
 
 def batches(
@@ -236,7 +253,7 @@ def compare(session: ort.InferenceSession, solves: Solves, evaluations: int) -> 
     goal = solves.goal
     scales = len(goal.states)
     names = [OUTPUT, RESIDUAL, *state_names(scales, "next_state")]
-    for kind in ("warm", "cold"):  # the cold one last
+    for kind in KINDS:
         wanted = solves.answers[kind][evaluations]
         states = dict(zip(state_names(scales), solves.starts[kind], strict=True))
         answer, residual, *found = session.run(names, {IMAGE: solves.images} | states)
@@ -245,7 +262,7 @@ def compare(session: ort.InferenceSession, solves: Solves, evaluations: int) -> 
         absolute.append(max(float(np.abs(a - b).max()) for a, b in pairs))
         relative.append(distance(found, wanted.states))
         # At the equilibrium itself the residual is rounding: compare it with what matters.
-        gap = np.abs(residual - wanted.residual) / np.maximum(wanted.residual, REFERENCE_TOL)
+        gap = np.abs(residual - wanted.residual) / np.maximum(wanted.residual, SMALL_RESIDUAL)
         residuals.append(float(gap.max()))
         agreements.append(float((classes == wanted.classes).mean()))
     return RungParity(
