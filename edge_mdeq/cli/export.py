@@ -6,7 +6,7 @@ from pathlib import Path
 
 import typer
 
-from edge_mdeq.cli.console import busy, next_step
+from edge_mdeq.cli.console import busy, next_step, stop_by_signals
 from edge_mdeq.errors import require
 
 __all__ = ["export"]
@@ -82,7 +82,7 @@ def export(
         iterations=tuple(iterations),
         solver=f_solver,
         solver_settings={k: v for k, v in {"tau": tau, "m": m}.items() if v is not None},
-        goal=Goal() if f_tol is None and max_metric_drop is None else Goal(f_tol, max_metric_drop),
+        goal=None if f_tol is None and max_metric_drop is None else Goal(f_tol, max_metric_drop),
         best=best,
         batch=batch,
         dynamic_batch=dynamic_batch,
@@ -93,6 +93,7 @@ def export(
         images=data,
         force=force,
     )
+    stop_by_signals()
     with busy(quiet) as progress:
         manifest = export_bundle(weights, out, settings, progress)
     if f_solver == "auto":

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from edge_mdeq.errors import DataError, require
 
-__all__ = ["decode", "list_images", "png_colour_type", "read_image", "read_whole"]
+__all__ = ["IMAGE_SUFFIXES", "decode", "list_images", "png_colour_type", "read_image", "read_whole"]
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp")
 PNG_START = b"\x89PNG\r\n\x1a\n"

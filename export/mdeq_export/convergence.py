@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from edge_mdeq.bundle import SolverCurve
 from edge_mdeq.config import InputConfig
-from edge_mdeq.errors import ConvergenceError
+from edge_mdeq.errors import ConfigError, ConvergenceError
 from edge_mdeq.model import MDEQ
 from edge_mdeq.solvers import make_solver
 from edge_mdeq.spectral import spectral_radius
@@ -34,6 +34,7 @@ CANDIDATES: tuple[tuple[str, dict[str, float]], ...] = (
     ("broyden", {"m": 8.0}),
 )
 LIMIT = 26  # evaluations; the published solves take as many
+DIVERGED = 1e9  # the relative residual that stands for all larger ones
 RADIUS_IMAGES = 2
 RADIUS_ITERATIONS = 60
 
@@ -55,6 +56,16 @@ class Goal:
 
     tol: float | None = 1e-2
     max_drop: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.tol is not None and not 0 < self.tol < 1:
+            raise ConfigError(
+                f"f_tol is {self.tol:g}, must be in (0, 1): relative to a cold start's residual"
+            )
+        if self.max_drop is not None and not 0 <= self.max_drop < 1:
+            raise ConfigError(
+                f"max_metric_drop is {self.max_drop:g}, must be a share in [0, 1), such as 0.01"
+            )
 
     def met(self, curve: SolverCurve) -> int | None:
         """The fewest evaluations after which ``curve`` is good enough, and stays so."""
@@ -135,17 +146,20 @@ def measure(
         others.append([float((answer.classes != goal.classes).mean()) for answer in ordered])
     rates, shares = np.array(residuals), np.array(others)
 
-    def rounded(values: NDArray[np.float64]) -> tuple[float, ...]:
-        return tuple(float(f"{value:.4g}") for value in values)
-
     return SolverCurve(
         solver=solver,
         settings=settings,
         cost=round(1 + overhead(model, config, solver, settings), 3),
-        residual=rounded(rates.mean(axis=0)),
-        worst=rounded(rates.max(axis=0)),
-        disagreement=rounded(shares.mean(axis=0)),
+        residual=recorded(rates.mean(axis=0)),
+        worst=recorded(rates.max(axis=0)),
+        disagreement=recorded(shares.mean(axis=0)),
     )
+
+
+def recorded(values: NDArray[np.float64]) -> tuple[float, ...]:
+    """Four digits of each; a manifest holds neither NaN nor infinity, which become ``DIVERGED``."""
+    finite = np.nan_to_num(values, nan=DIVERGED, posinf=DIVERGED)
+    return tuple(float(f"{value:.4g}") for value in np.minimum(finite, DIVERGED))
 
 
 def choose(curves: Sequence[SolverCurve], goal: Goal, radius: float) -> Choice:
@@ -170,10 +184,10 @@ def choose(curves: Sequence[SolverCurve], goal: Goal, radius: float) -> Choice:
 
 def refusal(curves: Sequence[SolverCurve], goal: Goal, radius: float) -> str:
     """Why nothing is exported, and what to do."""
-    finite = [curve for curve in curves if np.isfinite(curve.worst[-1])]
-    nearest = min(finite, key=lambda curve: curve.worst[-1], default=None)
+    asked = "worst" if goal.tol is not None else "disagreement"
+    nearest = min(curves, key=lambda curve: getattr(curve, asked)[-1])
     limit = len(curves[0].worst)
-    if nearest is None or nearest.worst[-1] >= 1:
+    if all(curve.worst[-1] >= 1 for curve in curves):
         found = f"the iteration diverges under every solver within {limit} evaluations"
     else:
         found = (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
@@ -28,7 +29,7 @@ from edge_mdeq.bundle.measurements import update_measurements
 from edge_mdeq.bundle.reader import MANIFEST
 from edge_mdeq.bundle.writer import describe_files
 from edge_mdeq.config import InputConfig, ModelCard
-from edge_mdeq.errors import ConfigError, ConvergenceError
+from edge_mdeq.errors import ConfigError, ConvergenceError, DataError
 from edge_mdeq.model import MDEQ
 from edge_mdeq.solvers import make_solver
 from edge_mdeq.version import __version__
@@ -51,7 +52,7 @@ from mdeq_export.convergence import (
     largest_radius,
     measure,
 )
-from mdeq_export.graphs import check_counts, write_profile
+from mdeq_export.graphs import DYNAMIC_TRIED, check_counts, write_profile
 from mdeq_export.images import verification_images
 from mdeq_export.pieces import trace_pieces
 from mdeq_export.profiles import lookup_profile
@@ -69,7 +70,6 @@ CONVERGED = 0.05  # residual; what the authors of DEQ call good convergence
 AUTO = "auto"
 TOOLS = ("numpy", "onnx", "onnx-ir", "onnxruntime", "onnxscript", "torch")
 ANY = -1  # a batch of any size
-DYNAMIC_TRIED = 2  # the batch that an open one is verified with
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ class ExportSettings:
             chosen one needs are left out, and that number is added.
         solver: "fixed_point", "anderson" or "broyden", with ``solver_settings`` (tau; m, beta, lam;
             m), or "auto": the cheapest that meets ``goal``, found by measuring.
-        goal: what "auto" asks of a solver.
+        goal: what "auto" asks of a solver, ``Goal()`` if None.
         best: graphs return the iterate with the lowest residual instead of their last.
         size: (height, width) of the input; None keeps the weights' own.
         batch: images that a graph takes at once.
@@ -97,7 +97,7 @@ class ExportSettings:
     iterations: tuple[int, ...] = (1, 2, 4, 8)
     solver: str = "fixed_point"
     solver_settings: dict[str, float] = field(default_factory=dict)
-    goal: Goal = field(default_factory=Goal)
+    goal: Goal | None = None
     best: bool = False
     size: tuple[int, int] | None = None
     batch: int = 1
@@ -119,8 +119,15 @@ class ExportSettings:
         if self.solver == AUTO:
             if self.solver_settings:
                 raise ConfigError(f"solver {AUTO!r} finds its settings; name a solver to set them")
-        else:
-            make_solver(self.solver, **self.solver_settings)
+            return
+        if difflib.get_close_matches(self.solver.lower(), [AUTO]):
+            raise ConfigError(f"unknown solver {self.solver!r}; did you mean {AUTO!r}?")
+        make_solver(self.solver, **self.solver_settings)
+        if self.goal is not None:
+            raise ConfigError(
+                f"f_tol and max_metric_drop are what solver {AUTO!r} is chosen by; with "
+                f"{self.solver!r} leave them out, and choose by iterations"
+            )
 
 
 def export_bundle(
@@ -151,6 +158,11 @@ def export_bundle(
     images, source = verification_images(
         settings.images, affordable(frozen, config), config.height, config.width
     )
+    if settings.solver == AUTO and len(images) < FEWEST_IMAGES:
+        raise DataError(
+            f"{settings.images} holds {len(images)} image; to choose a solver takes at least "
+            f"{FEWEST_IMAGES}, better {VERIFICATION_IMAGES}"
+        )
     batch = DYNAMIC_TRIED if settings.dynamic_batch else settings.batch
     with writing_bundle(out, settings.force) as folder:
         plan = decide(frozen, config, settings, images, progress)
@@ -247,7 +259,7 @@ def check_goal(settings: ExportSettings, profiles: dict[str, Profile]) -> None:
     Raises:
         ConvergenceError: the goal's tolerance is below the floor of a profile.
     """
-    tol = settings.goal.tol
+    tol = (settings.goal or Goal()).tol
     if settings.solver != AUTO or tol is None:
         return
     for name, profile in profiles.items():
@@ -306,7 +318,7 @@ def decide(
 
     if settings.solver == AUTO:
         curves = [curve(name, options, LIMIT) for name, options in CANDIDATES]
-        choice = choose(curves, settings.goal, radius)
+        choice = choose(curves, settings.goal or Goal(), radius)
         below = [count for count in settings.iterations if count < choice.evaluations]
         return Plan(choice.curve, choice.curves, (*below, choice.evaluations), radius)
     limit = max(LIMIT, *settings.iterations)

@@ -31,6 +31,7 @@ __all__ = ["Ladder", "check_counts", "lower", "read_pieces", "write_profile", "w
 
 MODEL = frozenset("ico")  # the pieces that are the model's: injection, cell, readout
 MAX_EVALUATIONS = 256
+DYNAMIC_TRIED = 2  # the batch that an open one is verified with
 
 Progress = Callable[[str], None]
 
@@ -159,7 +160,7 @@ def write_rungs(
         (advance_model, "advance", advance, {1, *counts}),  # one at a time, for a host loop
     ):
         for count in sorted(wanted):
-            progress(f"composing {kind}, {count} evaluations")
+            progress(f"composing {kind} for {target.name}, {count} evaluations")
             path = place / f"{kind}-k{count}.onnx"
             file = write_graph(compose(pieces, count), path, target, references, root)
             rungs.append(Rung((Step(precision, count),), file))

@@ -7,13 +7,14 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from edge_mdeq.datasets.images import IMAGE_SUFFIXES, decode, read_whole
 from edge_mdeq.errors import DataError, require
 from edge_mdeq.fitting import fit_image, plan_fit
 
 __all__ = ["GENERATED", "verification_images"]
 
 GENERATED = "test://"
-SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp")
+SPLITS = ("train", "val", "test", "valid")  # how the parts of a dataset's folder begin
 
 
 def verification_images(
@@ -21,28 +22,53 @@ def verification_images(
 ) -> tuple[NDArray[np.uint8], str]:
     """``count`` RGB images (count, height, width, 3) uint8, and a word on where they come from.
 
-    From a folder, evenly spaced through its sorted files; without one, generated scenes.
+    From a folder, evenly spaced through its sorted files (or those of its folders, if it has a
+    folder per class or city); without one, generated scenes.
 
     Raises:
-        DataError: the folder is missing or has no images, or one cannot be decoded.
+        DataError: the folder is missing or has no images, or one cannot be decoded whole.
     """
     if folder is None:
         return np.stack([scene(seed, height, width) for seed in range(count)]), GENERATED
-    if not folder.is_dir():
-        raise DataError(f"{folder} is not a folder of images")
-    paths = sorted(p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES)
-    if not paths:
-        raise DataError(f"{folder} holds no images ({', '.join(SUFFIXES)})")
+    paths = find_images(folder)
     chosen = [paths[i] for i in np.linspace(0, len(paths) - 1, min(count, len(paths))).astype(int)]
-    return np.stack([read_rgb(path, height, width) for path in chosen]), folder.name
+    return np.stack([read_rgb(path, height, width) for path in chosen]), folder.absolute().name
+
+
+def find_images(folder: Path) -> list[Path]:
+    """The images of a folder; if it has none itself, those of the folders in it.
+
+    Raises:
+        DataError: no folder, or no images; if it is a dataset's, with the parts to choose from.
+    """
+    if not folder.is_dir():
+        reason = "is a file" if folder.is_file() else "does not exist"
+        raise DataError(f"{folder} {reason}; give a folder of images")
+    own = images_in(folder)
+    if own:
+        return own
+    folders = sorted(p for p in folder.iterdir() if p.is_dir())
+    parts = [p for p in folders if p.name.startswith(SPLITS)]
+    if len(parts) > 1:  # and masks may lie in others of them
+        names = " or ".join(str(p) for p in parts)
+        raise DataError(f"{folder} holds no images itself; name a part of it: {names}")
+    found = [image for p in folders for image in images_in(p)]
+    if not found:
+        raise DataError(
+            f"{folder} holds no images ({', '.join(IMAGE_SUFFIXES)}), nor do the folders in it"
+        )
+    return found
+
+
+def images_in(folder: Path) -> list[Path]:
+    """What looks like an image by its name, sorted."""
+    return sorted(p for p in folder.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES)
 
 
 def read_rgb(path: Path, height: int, width: int) -> NDArray[np.uint8]:
     """Decode and stretch one image, as the runtime would."""
     cv2 = require("cv2", "export", "reading images")
-    image = cv2.imread(str(path), cv2.IMREAD_COLOR)
-    if image is None:
-        raise DataError(f"{path} cannot be decoded as an image")
+    image = decode(path, read_whole(path), cv2.IMREAD_COLOR)
     rgb: NDArray[np.uint8] = np.ascontiguousarray(image[..., ::-1])
     fit = plan_fit((rgb.shape[0], rgb.shape[1]), (height, width))
     return np.asarray(fit_image(rgb, fit), dtype=np.uint8)

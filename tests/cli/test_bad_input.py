@@ -13,6 +13,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from tiny_data import write_image
 
 COMMAND = [sys.executable, "-m", "edge_mdeq.cli"]
 LIMITED = """
@@ -165,7 +166,13 @@ def test_weights_that_cannot_be_exported(
         (["--imgsz", "0", "96"], "input size 0x96 is not positive"),
         (["--imgsz", "99999984", "99999984"], "out of memory"),
         (["--iterations", "999"], "iterations 999 is not in 1..256"),
-        (["--data", "nowhere"], "nowhere is not a folder of images"),
+        (["--data", "nowhere"], "nowhere does not exist; give a folder of images"),
+        (["--f-solver", "andersen"], "did you mean 'anderson'?"),
+        (["--f-solver", "auot"], "did you mean 'auto'?"),
+        (["--target", "ort-cpu", "tensort-10"], "did you mean 'tensorrt-10'?"),
+        (["--f-solver", "auto", "--f-tol", "0"], "f_tol is 0, must be in (0, 1)"),
+        (["--f-solver", "auto", "--max-metric-drop", "5"], "max_metric_drop is 5, must be a share"),
+        (["--f-solver", "anderson", "--f-tol", "1e-3"], "with 'anderson' leave them out"),
         (["-o", "x"], "x must end in .mdeq"),
         (["-o", "/proc/x.mdeq"], "cannot write to /proc"),
         (["-o", "old.mdeq"], "old.mdeq already exists; replace it with --force"),
@@ -180,6 +187,23 @@ def test_exports_that_cannot_be_done(
     assert_one_error(done, message)
     assert contents(tmp_path) == {"old.mdeq/precious": b"precious"}
     assert [path.name for path in tmp_path.iterdir()] == ["old.mdeq"]
+
+
+def test_a_tolerance_that_no_solver_reaches(
+    classifier_weights: Path, segmenter_bundle: Path, tmp_path: Path, call_here: Call
+) -> None:
+    for k in range(2):
+        write_image(tmp_path / "pictures" / f"{k}.png", picture(k))
+    shutil.copytree(segmenter_bundle, tmp_path / "old.mdeq")
+    before = contents(tmp_path)
+    done = call_here(
+        "export", classifier_weights, "-o", "old.mdeq", "--force", "-q", "--f-solver", "auto",
+        "--f-tol", "1e-12", "--data", "pictures",
+    )  # fmt: skip
+    assert_one_error(done, "no solver meets a residual of 1e-12 within 26 evaluations; ")
+    assert "spectral radius" in done.stderr
+    assert "`edge-mdeq tune`" in done.stderr
+    assert contents(tmp_path) == before
 
 
 def test_a_disk_that_fills_up_during_an_export(

@@ -16,12 +16,14 @@ from edge_mdeq.weights import load_weights, save_weights
 from mdeq_export import ExportSettings, export_bundle
 from mdeq_export.convergence import (
     CANDIDATES,
+    DIVERGED,
     Goal,
     cell_flops,
     choose,
     equilibria,
     largest_radius,
     measure,
+    recorded,
 )
 from mdeq_export.images import scene
 from mdeq_export.pieces import Inject
@@ -76,6 +78,36 @@ def test_a_tolerance_that_none_reaches_is_refused_with_what_comes_nearest() -> N
         ConvergenceError, match=r"a residual of 0\.01 within 3 .* anderson .* 0\.1 "
     ):
         choose([plain, mixed], Goal(0.01), 0.97)
+
+
+@pytest.mark.parametrize("tol", [0.0, -1.0, 1.0, float("nan"), float("inf")])
+def test_a_senseless_tolerance_is_refused(tol: float) -> None:
+    with pytest.raises(ConfigError, match=r"f_tol is .* must be in \(0, 1\)"):
+        Goal(tol)
+
+
+@pytest.mark.parametrize("drop", [-0.1, 1.0, 5.0, float("nan")])
+def test_a_senseless_drop_is_refused(drop: float) -> None:
+    with pytest.raises(ConfigError, match=r"max_metric_drop is .* a share in \[0, 1\)"):
+        Goal(None, drop)
+    assert Goal(None, 0.0).met(curve("a", 1, [1.0, 0.1], [0.4, 0.0])) == 2
+
+
+def test_where_answers_are_asked_for_the_nearest_is_nearest_by_its_answers() -> None:
+    plain = curve("fixed_point", 1, [1, 0.5, 0.2], [0.5, 0.2, 0.1])
+    mixed = curve("anderson", 1.3, [1, 0.5, 0.1], [0.5, 0.3, 0.2])
+    with pytest.raises(ConvergenceError, match=r"0\.00% of .* fixed_point .* 0\.2 and 10\.00% of"):
+        choose([plain, mixed], Goal(None, 0.0), 0.97)
+
+
+def test_what_is_recorded_can_be_read_back() -> None:
+    """JSON has neither NaN nor infinity: a bundle that held them could not be opened."""
+    values = np.array([0.123456, 1e30, np.inf, np.nan])
+    assert recorded(values) == (0.1235, DIVERGED, DIVERGED, DIVERGED)
+    grown = curve("fixed_point", 1, list(recorded(values)))
+    assert Goal(0.5).met(grown) is None
+    with pytest.raises(ConvergenceError, match="diverges under every solver"):
+        choose([grown], Goal(0.5), 3.0)
 
 
 # The measuring

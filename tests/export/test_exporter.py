@@ -21,6 +21,7 @@ import onnxruntime as ort
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tiny_data import cut, empty, text, write_camvid, write_image
 
 import edge_mdeq
 from edge_mdeq.bundle import Bundle, TensorSpec, open_bundle
@@ -33,6 +34,7 @@ from edge_mdeq.errors import (
     WeightsError,
 )
 from mdeq_export import ExportSettings, export_bundle
+from mdeq_export.convergence import Goal
 from mdeq_export.images import scene, verification_images
 from mdeq_export.passes import LowerGroupNorm
 from mdeq_export.verify import require_parity
@@ -279,7 +281,10 @@ def no_tracing(monkeypatch: pytest.MonkeyPatch) -> None:
         ({"solver": "andersen"}, ConfigError, "did you mean 'anderson'"),
         ({"solver_settings": {"m": 3}}, ConfigError, "'fixed_point' does not take"),
         ({"solver_settings": {"tau": 0.0}}, ConfigError, "tau"),
-        ({"images": Path("/nowhere/at/all")}, DataError, "/nowhere/at/all is not a folder"),
+        ({"images": Path("/nowhere/at/all")}, DataError, "/nowhere/at/all does not exist"),
+        ({"images": Path(__file__)}, DataError, "is a file; give a folder of images"),
+        ({"solver": "auot"}, ConfigError, "unknown solver 'auot'; did you mean 'auto'"),
+        ({"goal": Goal(1e-2)}, ConfigError, "f_tol .* solver 'auto' is chosen by; with 'fixed_p"),
     ],
 )
 def test_senseless_settings_are_refused(
@@ -296,6 +301,18 @@ def test_senseless_settings_are_refused(
             ExportSettings(**settings),  # type: ignore[arg-type]
         )
     assert names(tmp_path) == []
+
+
+@pytest.mark.usefixtures("no_tracing")
+def test_one_image_is_too_few_to_choose_a_solver_by(
+    segmenter_weights: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "street").mkdir()
+    cv2.imwrite(str(tmp_path / "street" / "a.png"), scene(0, 64, 96))
+    settings = ExportSettings(solver="auto", images=tmp_path / "street")
+    with pytest.raises(DataError, match=r"street holds 1 image; .* at least 2, better 8"):
+        export_bundle(segmenter_weights, tmp_path / "x.mdeq", settings)
+    assert names(tmp_path) == ["street"]
 
 
 @pytest.mark.parametrize("iterations", [(), (0,), (2, -1), (257,)])
@@ -361,12 +378,55 @@ def test_what_cannot_be_replaced_is_refused(segmenter_weights: Path, tmp_path: P
     assert names(tmp_path / "letters.mdeq") == ["dear.txt"]
 
 
-def test_an_empty_or_undecodable_image_folder_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="holds no images"):
+def test_a_folder_without_images_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "notes.txt").write_text("no images")
+    with pytest.raises(DataError, match=r"holds no images .* nor do the folders in it"):
         verification_images(tmp_path, 8, 32, 32)
-    (tmp_path / "a.png").write_bytes(b"not a picture")
-    with pytest.raises(DataError, match=r"a\.png cannot be decoded"):
+
+
+@pytest.mark.parametrize(
+    ("name", "spoil", "message"),
+    [
+        ("a.png", text, r"a\.png cannot be decoded"),
+        ("a.png", empty, r"a\.png cannot be decoded"),
+        ("a.png", cut, r"a\.png is truncated"),
+        ("a.jpg", cut, r"a\.jpg is truncated"),
+        ("a.jpg", lambda path: (path.unlink(), path.mkdir()), r"cannot read .*a\.jpg: Is a dir"),
+    ],
+)
+def test_an_image_that_cannot_be_read_whole_is_refused_by_name(
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+    name: str,
+    spoil: Callable[[Path], object],
+    message: str,
+) -> None:
+    for k in range(2):
+        write_image(tmp_path / f"{k}.png", scene(k, 40, 40))
+    write_image(tmp_path / name, scene(3, 40, 40))
+    spoil(tmp_path / name)
+    with pytest.raises(DataError, match=message):
         verification_images(tmp_path, 8, 32, 32)
+    assert capfd.readouterr().err == "", "nor does a library speak"
+
+
+def test_images_may_lie_in_a_folder_per_class(tmp_path: Path) -> None:
+    for k, kind in enumerate(("bus", "car", "train")):
+        for index in range(4):
+            image = np.full((20, 20, 3), 50 * k, np.uint8)
+            write_image(tmp_path / kind / f"{index}.png", image)
+    images, source = verification_images(tmp_path, 3, 16, 16)
+    assert source == tmp_path.name
+    assert images[..., 0].mean(axis=(1, 2)).tolist() == [0, 50, 100], "some of each"
+
+
+def test_of_a_dataset_a_part_must_be_named(tmp_path: Path) -> None:
+    """Else masks would be taken for photographs."""
+    data = write_camvid(tmp_path / "CamVid")
+    with pytest.raises(DataError, match=r"CamVid holds no images itself; name .*CamVid/val or"):
+        verification_images(data, 8, 32, 32)
+    assert verification_images(data / "val", 8, 32, 32)[1] == "val"
 
 
 def test_images_are_read_as_rgb_and_spread_over_the_folder(tmp_path: Path) -> None:

@@ -76,6 +76,26 @@ def test_the_history_and_the_best_iterate_come_along(
     assert {name for name in a.keys() | b.keys() if a.get(name) != b.get(name)} == RENEWED
 
 
+def test_rungs_stay_in_order_and_are_measured_on_as_many_images(
+    classifier_bundle: Path, own_copy: Copy
+) -> None:
+    path = own_copy(classifier_bundle)
+    report = unroll_bundle(path, [3]).verification
+    assert [rung.evaluations for rung in report.rungs] == [1, 2, 3, 4]
+    gaps = [rung.solver_gap_state for rung in report.rungs]
+    assert gaps == sorted(gaps, reverse=True), "of the same images"
+
+
+def test_an_open_batch_stays_open(classifier_weights: Path, tmp_path: Path) -> None:
+    path = tmp_path / "a.mdeq"
+    export_bundle(classifier_weights, path, ExportSettings((1,), dynamic_batch=True))
+    manifest = unroll_bundle(path, [2])
+    assert manifest.input.tensor.shape[0] == -1
+    (one, two) = manifest.verification.rungs
+    assert (one.evaluations, two.evaluations) == (1, 2)
+    assert 0 < two.solver_gap_state < one.solver_gap_state
+
+
 WITHOUT_TORCH = """
 import sys
 for name in ("torch", "onnxscript", "safetensors", "kornia", "cv2"):
