@@ -9,9 +9,10 @@ from typing import Any
 from edge_mdeq.errors import BundleError
 from edge_mdeq.files import write_atomic
 
-__all__ = ["MEASUREMENTS", "REPORT", "read_measurements", "update_measurements"]
+__all__ = ["MEASUREMENTS", "REPORT", "REPORT_DATA", "read_measurements", "update_measurements"]
 
-MEASUREMENTS, REPORT = "measurements.json", "report.html"
+MEASUREMENTS = "measurements.json"
+REPORT, REPORT_DATA = "report.html", "report.json"  # a page, and the numbers on it
 
 
 def read_measurements(path: Path) -> dict[str, Any]:

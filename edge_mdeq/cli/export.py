@@ -98,6 +98,11 @@ def export(
         manifest = export_bundle(weights, out, settings, progress)
     if f_solver == "auto":
         print_table(solvers_table(manifest))
+        most = max(rung.evaluations for rung in manifest.verification.rungs)
+        typer.echo(
+            f"exported {manifest.solver.name} with up to {most} evaluations: the cheapest that "
+            f"reaches {settings.goal or Goal()}"
+        )
     print_table(parity_table(manifest))
     for warning in manifest.warnings:
         typer.secho(f"warning: {warning}", fg=typer.colors.YELLOW, err=True)

@@ -28,4 +28,5 @@ def inspect(
     for table in (facts_table, rungs_table, parity_table):
         print_table(table(opened.manifest))
     typer.echo(f"all {len(opened.manifest.files)} files have the hashes that the manifest gives")
-    next_step("edge-mdeq", "run", str(bundle), "VIDEO", "annotated.mp4")
+    if opened.manifest.input.tensor.shape[0] in (1, -1):  # a stream comes frame by frame
+        next_step("edge-mdeq", "run", str(bundle), "VIDEO", "annotated.mp4")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from rich.console import Console
 from rich.table import Table
 
@@ -24,19 +26,28 @@ def facts_table(manifest: Manifest) -> Table:
     """What a bundle is: a row per fact."""
     table = Table(title=manifest.name, show_header=False, title_justify="left")
     height, width = manifest.input.size
-    parts = ", ".join(f"{k}={v:g}" for k, v in manifest.solver.settings.items())
-    states = sum(4 * product(spec.shape) for spec in manifest.states)
+    batch = manifest.input.tensor.shape[0]
+    images = {1: "one image", -1: "any number of images"}.get(batch, f"{batch} images")
+    parts = [f"{k}={v:g}" for k, v in manifest.solver.settings.items()]
+    parts += ["best iterate"] if manifest.solver.best else []
+    states = sum(4 * abs(math.prod(spec.shape)) for spec in manifest.states)
     rows = {
         "task": f"{manifest.task}, {len(manifest.labels)} classes",
         "labels": ", ".join(manifest.labels),
-        "input": f"uint8 RGB, {height} x {width} (height x width)",
-        "solver": manifest.solver.name + (f" ({parts})" if parts else ""),
+        "input": f"{images} at once, uint8 RGB, {height} x {width} (height x width)",
+        "solver": manifest.solver.name + (f" ({', '.join(parts)})" if parts else ""),
         "state": " + ".join("x".join(map(str, s.shape[1:])) for s in manifest.states)
         + f" float32, {states / 1e6:.2f} MB",
         "written by": manifest.created_by,
         "weights": f"{manifest.provenance.name}; {manifest.provenance.data}",
         "licence": manifest.provenance.licence,
     }
+    if manifest.verification.spectral_radius is not None:
+        rows["spectral radius"] = f"{manifest.verification.spectral_radius:.2f} at the equilibrium"
+    floors = {n: p.residual_floor for n, p in manifest.profiles.items() if p.residual_floor}
+    if floors:
+        shown = ", ".join(f"{floor:.1e} ({name})" for name, floor in floors.items())
+        rows["FP16 gets to"] = f"a residual of {shown}"
     if manifest.metrics:
         rows["metrics"] = ", ".join(f"{k} {v:.3f}" for k, v in manifest.metrics.items())
     for warning in manifest.warnings:
@@ -53,11 +64,12 @@ def rungs_table(manifest: Manifest) -> Table:
         table.add_column(column, justify="right" if column in ("evaluations", "KB") else "left")
     for name, profile in manifest.profiles.items():
         weights = sum(file.bytes for file in profile.weights)
+        flags = "".join(f", flag {flag}" for flag in profile.flags)  # for the builder of engines
         for rung in profile.rungs:
             table.add_row(
                 name,
                 str(rung.evaluations),
-                " + ".join(f"{step.evaluations} {step.precision}" for step in rung.steps),
+                " + ".join(f"{s.evaluations} {s.precision}" for s in rung.steps) + flags,
                 rung.graph,
                 f"{manifest.files[rung.graph].bytes / 1e3:.0f}",
                 f"{weights / 1e6:.2f} (shared)",
@@ -77,7 +89,7 @@ def parity_table(manifest: Manifest) -> Table:
     kinds = {(rung.profile, rung.precision) for rung in report.rungs}
     columns = (
         *(("rung",) if len(kinds) > 1 else ()),
-        "evaluations",
+        "evaluations" if len(kinds) == 1 else "N",
         "export error: states",
         f"equal {what}",
         "solver gap: states",
@@ -85,7 +97,7 @@ def parity_table(manifest: Manifest) -> Table:
         "residual",
     )
     for column in columns:
-        table.add_column(column, justify="right")
+        table.add_column(column, justify="left" if column == "rung" else "right", no_wrap=True)
     for rung in report.rungs:
         alone = rung.step_rel is not None  # then it is a single step that was judged
         error = rung.step_rel if rung.step_rel is not None else rung.state_rel
@@ -120,11 +132,3 @@ def solvers_table(manifest: Manifest) -> Table:
             *(f"{curve.worst[count - 1]:.1e}" for count in counts),
         )
     return table
-
-
-def product(shape: tuple[int, ...]) -> int:
-    """Elements of a shape."""
-    total = 1
-    for extent in shape:
-        total *= extent
-    return total

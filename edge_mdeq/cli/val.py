@@ -12,9 +12,12 @@ from edge_mdeq.cli.console import next_step
 from edge_mdeq.cli.progress import counting_bar
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
     from rich.table import Table
 
-    from mdeq_runtime.val import ValReport
+    from edge_mdeq.bundle import Manifest
+    from mdeq_runtime.val import ValReport, ValSettings
 
 __all__ = ["val"]
 
@@ -67,7 +70,7 @@ def val(
     with counting_bar("images", quiet or as_json) as progress:
         report = validate(bundle, data, settings, progress)
     if keep:
-        keep_figures(bundle, report)
+        keep_figures(bundle, data, settings, report)
     if as_json:
         import json
 
@@ -82,7 +85,7 @@ def val(
     next_step("edge-mdeq", "run", str(bundle), "VIDEO", "annotated.mp4")
 
 
-def keep_figures(bundle: Path, report: ValReport) -> None:
+def keep_figures(bundle: Path, data: Path, settings: ValSettings, report: ValReport) -> None:
     """Into the bundle, beside its hashes; its page is drawn anew where the libraries for it are."""
     from edge_mdeq.bundle import open_bundle
     from edge_mdeq.bundle.measurements import update_measurements
@@ -93,14 +96,30 @@ def keep_figures(bundle: Path, report: ValReport) -> None:
     figures = {"metric": METRICS[report.metric], "images": report.images, **curves}
     update_measurements(bundle, val=figures)
     try:
-        from mdeq_export.images import verification_images
-        from mdeq_export.report.page import write_report
+        from mdeq_export.images import GENERATED, verification_images
+        from mdeq_export.report.page import PICTURES, write_report
 
         manifest = open_bundle(bundle).manifest
-        images, _ = verification_images(None, 2, *manifest.input.size)
-        write_report(bundle, manifest, images)
+        if manifest.verification.source == GENERATED:  # then nobody's photographs get into it
+            images, source = verification_images(None, PICTURES, *manifest.input.size)
+        else:
+            images, source = pictures(manifest, data, settings, PICTURES), report.split
+        write_report(bundle, manifest, images, source)
     except ImportError as error:
         typer.echo(f"the report stays as it is: {error}", err=True)
+
+
+def pictures(
+    manifest: Manifest, data: Path, settings: ValSettings, count: int
+) -> NDArray[np.uint8]:
+    """``count`` images of the data, (count, H, W, 3), spread over it."""
+    import numpy as np
+
+    from mdeq_runtime.val import choose_indices, class_count, open_images
+
+    images = open_images(manifest, data, class_count(manifest), settings)
+    chosen = choose_indices(len(images), count, consecutive=False)
+    return np.stack([images[k][0].transpose(1, 2, 0) for k in chosen])
 
 
 def scores_table(report: ValReport) -> Table:

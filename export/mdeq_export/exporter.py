@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -59,13 +59,14 @@ from mdeq_export.profiles import lookup_profile
 from mdeq_export.reference import TorchReference
 from mdeq_export.report.measurements import measure_times
 from mdeq_export.report.page import write_report
-from mdeq_export.verify import TOLERANCES, require_parity, residual_floor, verify
+from mdeq_export.verify import TOLERANCES, Answer, require_parity, residual_floor, verify
 
 __all__ = ["ExportSettings", "export_bundle"]
 
 FALLBACK = "ort-cpu"
 VERIFICATION_IMAGES, FEWEST_IMAGES = 8, 2
-FLOPS = 3e10  # of all images' single evaluations together; a verification takes some 150 of each
+FLOPS = 3e10  # of one evaluation of every image that solvers are measured on; that takes some 150
+GATE_FLOPS = 6e11  # of the evaluations that graphs are compared in with torch
 CONVERGED = 0.05  # residual; what the authors of DEQ call good convergence
 AUTO = "auto"
 TOOLS = ("numpy", "onnx", "onnx-ir", "onnxruntime", "onnxscript", "torch")
@@ -149,14 +150,14 @@ def export_bundle(
     """
     settings = settings or ExportSettings()
     progress("reading weights")
-    model, card = load_weights(weights)
+    frozen, card = load_frozen(weights)
     config = card.input
     if settings.size is not None:
         config = replace(config, height=settings.size[0], width=settings.size[1])
     card.model.check_size(config.height, config.width)
-    frozen = model.freeze()
+    flops = cell_flops(frozen, config)
     images, source = verification_images(
-        settings.images, affordable(frozen, config), config.height, config.width
+        settings.images, affordable(FLOPS / flops), config.height, config.width
     )
     if settings.solver == AUTO and len(images) < FEWEST_IMAGES:
         raise DataError(
@@ -165,14 +166,15 @@ def export_bundle(
         )
     batch = DYNAMIC_TRIED if settings.dynamic_batch else settings.batch
     with writing_bundle(out, settings.force) as folder:
-        plan = decide(frozen, config, settings, images, progress)
+        plan, goals = decide(frozen, config, settings, images, progress)
         solver = make_solver(plan.curve.solver, **plan.curve.settings)
         progress("tracing the pieces")
         pieces = trace_pieces(
             frozen, config, solver, settings.batch, settings.dynamic_batch, settings.best
         )
-        reference = TorchReference(frozen, config, solver, settings.best)
+        reference = TorchReference(frozen, config, solver, settings.best, goals)
         profiles = write_profiles(pieces, settings, plan, folder, progress)
+        del pieces, frozen, goals  # and what follows the verification needs no weights in memory
         profiles = {
             name: with_floor(profile, folder, reference, images, batch)
             for name, profile in profiles.items()
@@ -182,12 +184,13 @@ def export_bundle(
             reference,
             profiles,
             folder,
-            images,
+            images[: affordable(GATE_FLOPS / flops / compared(plan.iterations))],
             source,
             settings.tolerances,
             batch,
             progress=progress,
         )
+        del reference
         require_parity(report)
         first = next(iter(profiles.values()))
         manifest = Manifest(
@@ -196,7 +199,7 @@ def export_bundle(
             task=card.model.task,
             labels=card.labels,
             palette=card.palette,
-            **interface(frozen, config, card, ANY if settings.dynamic_batch else settings.batch),
+            **interface(card, config, ANY if settings.dynamic_batch else settings.batch),
             **between(folder / first.parts[0].advance[0].graph, card.model.scales),
             solver=SolverSpec(plan.curve.solver, plan.curve.settings, settings.best),
             profiles=profiles,
@@ -211,7 +214,7 @@ def export_bundle(
         progress("measuring times")  # after the hashes: it is of this machine and moment
         update_measurements(folder, **measure_times(folder, manifest))
         progress("writing the report")
-        write_report(folder, manifest, images)
+        write_report(folder, manifest, images, source)
     return manifest
 
 
@@ -270,9 +273,23 @@ def check_goal(settings: ExportSettings, profiles: dict[str, Profile]) -> None:
             )
 
 
-def affordable(model: MDEQ, config: InputConfig) -> int:
-    """How many images to measure on: fewer where one evaluation takes long."""
-    return max(FEWEST_IMAGES, min(VERIFICATION_IMAGES, int(FLOPS / cell_flops(model, config))))
+def load_frozen(weights: Path) -> tuple[MDEQ, ModelCard]:
+    """The model for inference; the weights as they were trained do not stay in memory."""
+    model, card = load_weights(weights)
+    return model.freeze(), card
+
+
+def affordable(count: float) -> int:
+    """How many images to take if there is time for ``count``."""
+    return max(FEWEST_IMAGES, min(VERIFICATION_IMAGES, int(count)))
+
+
+def compared(iterations: Sequence[int]) -> int:
+    """Evaluations of one image that comparing all rungs takes, from a cold and a warm start each.
+
+    Torch passes the shorter solves on its way to the longest.
+    """
+    return 2 * (max(iterations) + sum(iterations))
 
 
 @dataclass(frozen=True)
@@ -300,14 +317,15 @@ def decide(
     settings: ExportSettings,
     images: NDArray[np.uint8],
     progress: Callable[[str], None],
-) -> Plan:
-    """Measure the named solver, or all of them and choose.
+) -> tuple[Plan, dict[bytes, Answer]]:
+    """Measure the named solver, or all of them and choose; and the converged answers, by image.
 
     Raises:
         ConvergenceError: "auto", and none meets the goal.
     """
     progress("converged reference solve")
     goals = equilibria(model, config, images)
+    known = {image.tobytes(): goal for image, goal in zip(images, goals, strict=True)}
     progress("spectral radius")
     radius = round(largest_radius(model, config, images, goals), 4)
 
@@ -320,7 +338,7 @@ def decide(
         curves = [curve(name, options, LIMIT) for name, options in CANDIDATES]
         choice = choose(curves, settings.goal or Goal(), radius)
         below = [count for count in settings.iterations if count < choice.evaluations]
-        return Plan(choice.curve, choice.curves, (*below, choice.evaluations), radius)
+        return Plan(choice.curve, choice.curves, (*below, choice.evaluations), radius), known
     limit = max(LIMIT, *settings.iterations)
     found = curve(settings.solver, settings.solver_settings, limit)
     left = found.residual[-1]
@@ -331,18 +349,18 @@ def decide(
             f"left after {limit} evaluations (spectral radius {radius:.2f}). Answers depend on the "
             "number of evaluations; `edge-mdeq tune` shapes weights that converge",
         )
-    return Plan(found, (found,), settings.iterations, radius, warnings)
+    return Plan(found, (found,), settings.iterations, radius, warnings), known
 
 
-def interface(model: MDEQ, config: InputConfig, card: ModelCard, batch: int) -> dict[str, Any]:
+def interface(card: ModelCard, config: InputConfig, batch: int) -> dict[str, Any]:
     """The part of the manifest that describes inputs and outputs; ``ANY`` leaves the batch open."""
     height, width = config.height, config.width
-    shapes = model.config.state_shapes(batch, height, width)
-    segmentation = model.config.task == "segmentation"
+    shapes = card.model.state_shapes(batch, height, width)
+    segmentation = card.model.task == "segmentation"
     answer = (
         OutputSpec(TensorSpec(OUTPUT, "uint8", (batch, height, width)), "class_indices")
         if segmentation
-        else OutputSpec(TensorSpec(OUTPUT, "float32", (batch, model.config.classes)), "scores")
+        else OutputSpec(TensorSpec(OUTPUT, "float32", (batch, card.model.classes)), "scores")
     )
     low = TensorSpec(CONFIDENCE, "float32", (batch, *shapes[0][2:]))
     return {

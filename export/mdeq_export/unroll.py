@@ -113,19 +113,23 @@ def unroll_bundle(
         progress("measuring times")
         update_measurements(folder, **read_measurements(path) | measure_times(folder, manifest))
         if (path / REPORT).is_file():
-            renew_report(folder, manifest, pictures, progress)
+            renew_report(folder, manifest, pictures, source, progress)
     return manifest
 
 
 def renew_report(
-    folder: Path, manifest: Manifest, pictures: Array, progress: Callable[[str], None]
+    folder: Path,
+    manifest: Manifest,
+    pictures: Array,
+    source: str,
+    progress: Callable[[str], None],
 ) -> None:
     """Write the report anew where its libraries are; an old one would not know the new rungs."""
     progress("writing the report")
     try:
         from mdeq_export.report.page import write_report
 
-        write_report(folder, manifest, pictures)
+        write_report(folder, manifest, pictures, source)
     except ImportError as error:
         progress(f"no report: {error}")
 

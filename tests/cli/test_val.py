@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import base64
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
+import cv2
+import numpy as np
 import pytest
 from tiny_data import VOID, text, write_camvid, write_folder
 
 import edge_mdeq
 from edge_mdeq.bundle import open_bundle
+from edge_mdeq.bundle.manifest import encode_manifest
 from edge_mdeq.bundle.measurements import read_measurements
+from mdeq_export.images import scene
 
 ON_A_DEVICE = """
 import sys
@@ -117,3 +124,31 @@ def test_the_figures_go_into_the_bundle_if_asked_for(
     command = [sys.executable, "-m", "edge_mdeq.cli", "val", *map(str, asked), "--report"]
     assert subprocess.run(command, capture_output=True, timeout=120, check=False).returncode == 0
     assert "Task metric" in (bundle / "report.html").read_text()
+
+
+@pytest.mark.parametrize("source", ["test://", "street"])
+def test_the_report_shows_photographs_where_it_did_before(
+    segmenter_bundle: Path, camvid: Path, own_copy: Callable[[Path], Path], source: str
+) -> None:
+    """A bundle that was verified on generated pictures may be given to anyone, and stays so."""
+    bundle = own_copy(segmenter_bundle)
+    manifest = open_bundle(bundle).manifest
+    verified = replace(manifest.verification, source=source)
+    (bundle / "manifest.json").write_bytes(
+        encode_manifest(replace(manifest, verification=verified))
+    )
+    arguments = [bundle, "--data", camvid, "--ignore", VOID, "--report", "-q"]
+    command = [sys.executable, "-m", "edge_mdeq.cli", "val", *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    page = (bundle / "report.html").read_text()
+    shown = re.findall(r'base64,([^"]+)" alt="input"', page)
+    assert len(shown) == 2
+    means = [
+        cv2.imdecode(np.frombuffer(base64.b64decode(code), np.uint8), 1).mean() for code in shown
+    ]
+    scenes = [scene(k, 64, 96).mean() for k in range(2)]
+    photographs = [cv2.imread(str(camvid / "val" / f"{k:03}.png")).mean() for k in range(2)]
+    assert means == pytest.approx(scenes if source == "test://" else photographs, abs=2)
+    assert means != pytest.approx(photographs if source == "test://" else scenes, abs=2)
+    assert f"Pictures of {'test://' if source == 'test://' else 'val'}, at" in page

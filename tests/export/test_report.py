@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import re
 from collections.abc import Callable
@@ -9,7 +10,9 @@ from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
+import cv2
 import numpy as np
+import onnx
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -20,9 +23,9 @@ from edge_mdeq.weights import load_weights
 from mdeq_export.images import scene
 from mdeq_export.pieces import Inject
 from mdeq_export.readouts import TiledReadMask
-from mdeq_export.report.cost import conv_macs, operators
+from mdeq_export.report.cost import conv_macs, live_bytes, operators
 from mdeq_export.report.measurements import measure_times
-from mdeq_export.report.page import write_report
+from mdeq_export.report.page import data_uri, write_report
 
 Copy = Callable[[Path], Path]
 IMAGES = np.stack([scene(seed, 64, 96) for seed in range(3)])
@@ -83,7 +86,61 @@ def test_its_tables_say_what_the_manifest_says(segmenter_bundle: Path) -> None:
         assert parity[2:4] == [f"{rung.state_rel:.1e}", f"{rung.state_max_abs:.1e}"]
         assert parity[5] == f"{100 * rung.answer_agreement:.3f}%"
         assert gap[2:4] == [f"{rung.residual:.1e}", f"{rung.solver_gap_state:.1e}"]
-        assert cost[5].count("/") == 2, "least, median and most"
+        assert cost[6].count("/") == 2, "least, median and most"
+
+
+def test_the_numbers_are_there_as_json_too(segmenter_bundle: Path) -> None:
+    manifest = open_bundle(segmenter_bundle).manifest
+    found = json.loads((segmenter_bundle / "report.json").read_text())
+    stored = json.loads((segmenter_bundle / "manifest.json").read_text())
+    assert found["verification"] == stored["verification"]
+    assert [cost["evaluations"] for cost in found["cost"]] == [1, 2, 4]
+    for cost in found["cost"]:
+        graph = segmenter_bundle / f"graphs/ort-cpu/solve-k{cost['evaluations']}.onnx"
+        assert cost["macs"] == conv_macs(graph)
+        assert cost["graph_bytes"] == graph.stat().st_size
+        assert cost["weights_bytes"] == manifest.profiles["ort-cpu"].weights[0].bytes
+        assert found["operators"][str(cost["evaluations"])] == operators(graph)
+    assert found["state_bytes"] == sum(4 * int(np.prod(s.shape)) for s in manifest.states)
+    rows = page_of(segmenter_bundle).rows
+    shown = [[row[2], row[5]] for row in rows if len(row) == 7 and row[0] == "ort-cpu fp32"]
+    both = [[f"{c['macs'] / 1e6:.1f}", f"{c['live_bytes'] / 1e6:.2f}"] for c in found["cost"]]
+    assert shown == both
+
+
+def test_the_memory_of_a_solve_does_not_grow_with_its_evaluations(segmenter_bundle: Path) -> None:
+    one, two, four = (
+        live_bytes(segmenter_bundle / f"graphs/ort-cpu/solve-k{k}.onnx") for k in (1, 2, 4)
+    )
+    assert one <= two == four
+    data = json.loads((segmenter_bundle / "report.json").read_text())
+    image = 64 * 96 * 3
+    assert image + 2 * data["state_bytes"] < one < 40 * data["state_bytes"]
+
+
+def test_the_values_of_a_graph_live_until_their_last_use(tmp_path: Path) -> None:
+    """10 floats in; 20, 20 and 30 of which two or three are alive at once; 10 and 30 out."""
+    nodes = [
+        onnx.helper.make_node("Concat", ["x", "x"], ["a"], axis=0),
+        onnx.helper.make_node("Relu", ["a"], ["b"]),
+        onnx.helper.make_node("Concat", ["x", "b"], ["c"], axis=0),
+        onnx.helper.make_node("Relu", ["x"], ["y"]),
+    ]
+    given, out, long = (
+        onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [size])
+        for name, size in (("x", 10), ("y", 10), ("c", 30))
+    )
+    graph = onnx.helper.make_graph(nodes, "g", [given], [out, long])
+    onnx.save(onnx.helper.make_model(graph), tmp_path / "g.onnx")
+    assert live_bytes(tmp_path / "g.onnx") == 4 * (10 + 20 + 30)  # x, b and c
+
+
+def test_wide_pictures_are_made_smaller() -> None:
+    wide = np.tile(IMAGES[0], (4, 8, 1))
+    raw = base64.b64decode(data_uri(wide).split(",", 1)[1])
+    shown = cv2.imdecode(np.frombuffer(raw, np.uint8), cv2.IMREAD_COLOR)
+    assert shown is not None
+    assert shown.shape == (512 * wide.shape[0] // wide.shape[1], 512, 3)
 
 
 def test_the_cost_is_counted_as_torch_counts_it(
@@ -110,7 +167,7 @@ def test_operators_are_counted(segmenter_bundle: Path) -> None:
 
 def test_times_are_of_this_machine_and_not_in_the_hashes(segmenter_bundle: Path) -> None:
     manifest = open_bundle(segmenter_bundle).manifest
-    assert {"report.html", "measurements.json"}.isdisjoint(manifest.files)
+    assert {"report.html", "report.json", "measurements.json"}.isdisjoint(manifest.files)
     found = json.loads((segmenter_bundle / "measurements.json").read_text())
     assert set(found["milliseconds"]) == {"1", "2", "4"}
     for least, median, most in found["milliseconds"].values():
@@ -135,8 +192,9 @@ def test_scores_that_were_measured_are_drawn(segmenter_bundle: Path, own_copy: C
     manifest = open_bundle(path).manifest
     scores = {"metric": "miou", "cold": {"1": 0.2, "4": 0.5}, "warm": {"1": 0.45, "4": 0.51}}
     update_measurements(path, val=scores)
-    write_report(path, manifest, IMAGES)
+    write_report(path, manifest, IMAGES, "scenes")
     assert page_of(path).figures == 3
+    assert "Pictures of scenes, at" in (path / "report.html").read_text()
     assert "Task metric" in (path / "report.html").read_text()
 
 
@@ -144,7 +202,7 @@ def test_a_warning_is_the_first_thing_to_see(segmenter_bundle: Path, own_copy: C
     path = own_copy(segmenter_bundle)
     manifest = open_bundle(path).manifest
     loud = replace(manifest, warnings=("it <b>diverges</b>",))
-    write_report(path, loud, IMAGES)
+    write_report(path, loud, IMAGES, "scenes")
     text = (path / "report.html").read_text()
     assert '<p class="warning">it &lt;b&gt;diverges&lt;/b&gt;</p>' in text
     assert text.index("diverges") < text.index("<table>")
@@ -168,7 +226,7 @@ def test_classes_without_labels_have_their_numbers(classifier_bundle: Path, own_
     """As published weights have that were imported without ``--labels``."""
     path = own_copy(classifier_bundle)
     images = np.stack([scene(seed, 32, 32) for seed in range(2)])
-    write_report(path, replace(open_bundle(path).manifest, labels=()), images)
+    write_report(path, replace(open_bundle(path).manifest, labels=()), images, "scenes")
     text = (path / "report.html").read_text()
     assert re.search(r"residual [\d.e-]+\s*: class \d 0\.\d\d, class \d 0", text)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,13 @@ import onnxruntime as ort
 import pytest
 import torch
 from numpy.typing import NDArray
+from rich.console import Console
+from rich.table import Table
 
 import edge_mdeq
 from edge_mdeq.bundle import open_bundle
+from edge_mdeq.cli.inspect import inspect
+from edge_mdeq.cli.tables import facts_table, rungs_table
 from edge_mdeq.errors import BundleError, ConfigError, ConvergenceError, SessionError
 from edge_mdeq.solvers import Anderson, solve
 from edge_mdeq.weights import load_weights, save_weights
@@ -40,6 +45,14 @@ def run(graph: Path, feeds: Feeds) -> Feeds:
             feeds = feeds | {given.name: np.zeros(shape, np.float32)}
     names = [output.name for output in session.get_outputs()]
     return dict(zip(names, session.run(None, feeds), strict=True))
+
+
+def text_of(table: Table) -> str:
+    """As a wide terminal shows it, without line breaks."""
+    console = Console(width=200, file=io.StringIO())
+    console.print(table)
+    assert isinstance(console.file, io.StringIO)
+    return " ".join(console.file.getvalue().split())
 
 
 # Targets and half precision
@@ -125,6 +138,21 @@ def test_the_floor_of_half_precision_is_measured(half: Path) -> None:
     assert 1e-7 < (floors["tensorrt-10"] or 0) < 1e-2
 
 
+def test_floor_and_flags_are_shown(half: Path) -> None:
+    page = " ".join((half / "report.html").read_text().split())
+    assert "tensorrt-10: in FP16 the residual does not get below" in page
+    assert (
+        "tensorrt-8: the graphs are in single precision, the builder of engines is to set FP16"
+        in page
+    )
+    assert "fp16 2e-02 of the states" in page
+    manifest = open_bundle(half).manifest
+    rungs = text_of(rungs_table(manifest))
+    assert rungs.count("3 fp32, flag FP16") == 1, "of TensorRT 8 alone"
+    floor = manifest.profiles["tensorrt-10"].residual_floor
+    assert f"a residual of {floor:.1e} (tensorrt-10)" in text_of(facts_table(manifest))
+
+
 def test_a_tolerance_below_the_floor_is_refused(
     segmenter_weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -186,6 +214,19 @@ def test_the_manifest_names_the_batch(batches: dict[str, Path]) -> None:
             *manifest.states, *manifest.history,
         )  # fmt: skip
         assert {spec.shape[0] for spec in specs} == {size}
+
+
+@pytest.mark.parametrize(
+    ("kind", "says"),
+    [("one", "one image"), ("two", "2 images"), ("any", "any number of images")],
+)
+def test_inspect_names_the_batch_and_what_can_be_done_with_it(
+    batches: dict[str, Path], kind: str, says: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    inspect(batches[kind], as_json=False)
+    shown = capsys.readouterr().out
+    assert f"{says} at once, uint8 RGB, 64 x 96" in shown
+    assert ("next: edge-mdeq run" in shown) == (kind != "two"), "a stream is no batch of two"
 
 
 def test_a_stream_takes_one_frame_at_a_time(batches: dict[str, Path]) -> None:

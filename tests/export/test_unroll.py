@@ -8,9 +8,9 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import onnx_ir as ir
 import pytest
+from tiny_data import write_image
 
 import edge_mdeq
 from edge_mdeq.bundle import open_bundle
@@ -20,7 +20,7 @@ from mdeq_export import ExportSettings, export_bundle, unroll_bundle
 from mdeq_export.compose import Pieces, solve_model
 from mdeq_export.images import scene
 
-RENEWED = {"manifest.json", "measurements.json", "report.html"}
+RENEWED = {"manifest.json", "measurements.json", "report.html", "report.json"}
 Copy = Callable[[Path], Path]
 
 
@@ -167,8 +167,9 @@ def test_graphs_that_are_not_their_pieces_do_not_pass(
 def test_the_images_of_one_s_own_are_used(
     classifier_bundle: Path, own_copy: Copy, tmp_path: Path
 ) -> None:
-    cv2 = pytest.importorskip("cv2")
-    folder = tmp_path / "pictures"
-    folder.mkdir()
-    cv2.imwrite(str(folder / "a.png"), np.asarray(scene(7, 40, 40)))
-    unroll_bundle(own_copy(classifier_bundle), [3], folder)
+    write_image(tmp_path / "my pictures" / "a.png", scene(7, 40, 40))
+    path = own_copy(classifier_bundle)
+    told: list[str] = []
+    unroll_bundle(path, [3], tmp_path / "my pictures", told.append)
+    assert "Pictures of my pictures, at" in (path / "report.html").read_text()
+    assert "composing solve for ort-cpu, 3 evaluations" in told

@@ -46,7 +46,7 @@ def measure_times(path: Path, manifest: Manifest) -> dict[str, Any]:
     return {
         "machine": {
             "system": f"{platform.system()} {platform.machine()}",
-            "cores": os.cpu_count(),
+            "cores": len(os.sched_getaffinity(0)),
             "runtime": f"onnxruntime {ort.__version__}, CPU",
         },
         "profile": name,

@@ -3,27 +3,31 @@
 from __future__ import annotations
 
 import base64
+import json
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
 from edge_mdeq.bundle import Manifest, RungParity
-from edge_mdeq.bundle.measurements import REPORT, read_measurements
+from edge_mdeq.bundle.measurements import REPORT, REPORT_DATA, read_measurements
 from edge_mdeq.errors import require
 from edge_mdeq.files import write_atomic
 from mdeq_export.compose import IMAGE, OUTPUT, RESIDUAL
 from mdeq_export.report import plots
-from mdeq_export.report.cost import conv_macs, operators
+from mdeq_export.report.cost import conv_macs, live_bytes, operators
 
 __all__ = ["write_report"]
 
 PICTURES = 2  # images that predictions are shown of
+WIDEST = 512  # pixels of a picture on the page
 MADE_UP = 40503  # spreads the classes without a colour over the colour cube
 
 
@@ -32,9 +36,21 @@ class Row:
     """A rung: what was verified, what it costs, how long it took here."""
 
     parity: RungParity
-    macs: int
-    bytes: int
+    cost: Cost
     milliseconds: tuple[float, float, float] | None
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a rung costs: multiply-adds, and bytes of its graph, its weights and its values."""
+
+    profile: str
+    precision: str
+    evaluations: int
+    macs: int
+    graph_bytes: int
+    weights_bytes: int
+    live_bytes: int
 
 
 @dataclass(frozen=True)
@@ -45,13 +61,17 @@ class Picture:
     answers: tuple[tuple[int, str, str, float], ...]  # evaluations, picture, words, residual
 
 
-def write_report(path: Path, manifest: Manifest, images: NDArray[np.uint8]) -> None:
+def write_report(path: Path, manifest: Manifest, images: NDArray[np.uint8], source: str) -> None:
     """Write ``report.html`` into the bundle at ``path``, which must hold the graphs.
+
+    Beside it goes ``report.json`` with the numbers on it, but for those of a machine or of labelled
+    data, which are in ``measurements.json``.
 
     Args:
         path: the bundle's folder.
         manifest: of it.
         images: (count, H, W, 3) RGB to show predictions of; the first few are used.
+        source: where they come from, in a word.
 
     Raises:
         MissingExtraError: jinja2 is not installed.
@@ -62,20 +82,30 @@ def write_report(path: Path, manifest: Manifest, images: NDArray[np.uint8]) -> N
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     template = (files("mdeq_export.report") / "report.html.j2").read_text(encoding="utf-8")
     graphs = {rung.evaluations: rung.graph for rung in manifest.profiles[name].rungs}
+    found = rows(path, manifest, measured)
+    data = {
+        "name": manifest.name,
+        "verification": msgspec.to_builtins(manifest.verification),
+        "cost": [asdict(row.cost) for row in found],
+        "state_bytes": sum(4 * abs(math.prod(spec.shape)) for spec in manifest.states),
+        "history_bytes": sum(4 * abs(math.prod(spec.shape)) for spec in manifest.history),
+        "operators": {str(count): operators(path / graph) for count, graph in graphs.items()},
+    }
     page = environment.from_string(template).render(
         manifest=manifest,
         report=manifest.verification,
         what="pixels" if manifest.task == "segmentation" else "images",
-        rows=rows(path, manifest, measured),
+        rows=found,
+        data=data,
         measured=measured,
         profile=name,
-        state_mb=sum(4 * abs(int(np.prod(spec.shape))) for spec in manifest.states) / 1e6,
-        history_mb=sum(4 * abs(int(np.prod(spec.shape))) for spec in manifest.history) / 1e6,
-        operators={count: operators(path / graph) for count, graph in graphs.items()},
+        precisions={row.cost.precision for row in found},
+        source=source,
         figures=figures(manifest, measured),
         pictures=pictures(path, manifest, graphs, images[:PICTURES]),
     )
     write_atomic(path / REPORT, page.encode())
+    write_atomic(path / REPORT_DATA, json.dumps(data, indent=2).encode() + b"\n")
 
 
 def rows(path: Path, manifest: Manifest, measured: Mapping[str, Any]) -> list[Row]:
@@ -86,22 +116,31 @@ def rows(path: Path, manifest: Manifest, measured: Mapping[str, Any]) -> list[Ro
     """
     first = next(iter(manifest.profiles.values()))
     macs = {rung.evaluations: conv_macs(path / rung.graph) for rung in first.rungs}
+    live = {rung.evaluations: live_bytes(path / rung.graph) for rung in first.rungs}
     found = []
     for parity in manifest.verification.rungs:
-        profile = manifest.profiles[parity.profile]
-        rung = next(r for r in profile.rungs if r.evaluations == parity.evaluations)
+        profile, count = manifest.profiles[parity.profile], parity.evaluations
+        rung = next(r for r in profile.rungs if r.evaluations == count)
         times = None
         if measured.get("profile") == parity.profile:
-            times = measured.get("milliseconds", {}).get(str(parity.evaluations))
-        graph = path / rung.graph
-        found.append(Row(parity, macs[rung.evaluations], graph.stat().st_size, times))
+            times = measured.get("milliseconds", {}).get(str(count))
+        cost = Cost(
+            parity.profile,
+            parity.precision,
+            count,
+            macs[count],
+            (path / rung.graph).stat().st_size,
+            sum(file.bytes for file in profile.weights),
+            live[count],
+        )
+        found.append(Row(parity, cost, times))
     return found
 
 
 def figures(manifest: Manifest, measured: Mapping[str, Any]) -> list[tuple[str, str]]:
     """(title, SVG) of what there is to draw."""
     drawn = [
-        ("Residual", plots.convergence(manifest)),
+        ("Residual, mean over the images, shaded to the worst", plots.convergence(manifest)),
         ("Answers", plots.disagreement(manifest)),
     ]
     scores = measured.get("val", {})
@@ -155,6 +194,10 @@ def palette(manifest: Manifest) -> NDArray[np.uint8]:
 def data_uri(image: NDArray[np.uint8]) -> str:
     """An RGB image as a data URI; JPEG, as noise and texture take ten times as much in PNG."""
     cv2 = require("cv2", "export", "drawing pictures")
+    height, width = image.shape[:2]
+    if width > WIDEST:
+        size = (WIDEST, max(1, height * WIDEST // width))
+        image = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
     ok, data = cv2.imencode(".jpg", np.ascontiguousarray(image[..., ::-1]))
     assert ok, "an 8-bit image of three channels can be encoded"
     return f"data:image/jpeg;base64,{base64.b64encode(data.tobytes()).decode()}"

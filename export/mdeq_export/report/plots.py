@@ -34,7 +34,7 @@ def convergence(manifest: Manifest) -> str:
         fontsize=8,
         color="#666666",
     )
-    return finish(figure, axes, "relative residual, cold (mean; shaded to the worst image)")
+    return finish(figure, axes, "relative residual, cold")
 
 
 def disagreement(manifest: Manifest) -> str:
