@@ -140,10 +140,12 @@ def measure(
     reference = TorchReference(model, config, make_solver(solver, **settings), best)
     residuals, others = [], []
     for image, goal in zip(images, goals, strict=True):
-        answers = reference.bind(image[None]).solve(None, range(1, limit + 1))
-        ordered = [answers[count] for count in range(1, limit + 1)]
-        residuals.append([float(answer.residual[0]) for answer in ordered])
-        others.append([float((answer.classes != goal.classes).mean()) for answer in ordered])
+        points = [
+            (float(answer.residual[0]), float((answer.classes != goal.classes).mean()))
+            for answer in reference.bind(image[None]).course(limit)
+        ]
+        residuals.append([residual for residual, _ in points])
+        others.append([share for _, share in points])
     rates, shares = np.array(residuals), np.array(others)
 
     return SolverCurve(
