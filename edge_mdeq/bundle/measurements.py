@@ -34,4 +34,6 @@ def update_measurements(path: Path, **entries: Any) -> None:
     try:
         write_atomic(path / MEASUREMENTS, json.dumps(merged, indent=2).encode() + b"\n")
     except OSError as error:
-        raise BundleError(f"cannot write {path / MEASUREMENTS}: {error.strerror}") from error
+        raise BundleError(
+            f"cannot write {path / MEASUREMENTS}: {error.strerror}; free some space"
+        ) from error

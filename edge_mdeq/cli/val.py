@@ -10,6 +10,7 @@ import typer
 
 from edge_mdeq.cli.console import next_step
 from edge_mdeq.cli.progress import counting_bar
+from edge_mdeq.errors import BundleError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -107,6 +108,10 @@ def keep_figures(bundle: Path, data: Path, settings: ValSettings, report: ValRep
         write_report(bundle, manifest, images, source)
     except ImportError as error:
         typer.echo(f"the report stays as it is: {error}", err=True)
+    except OSError as error:
+        raise BundleError(
+            f"cannot write the report of {bundle}: {error.strerror}; free some space"
+        ) from error
 
 
 def pictures(

@@ -13,7 +13,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from tiny_data import write_image
+from tiny_data import VOID, write_camvid, write_image
 
 COMMAND = [sys.executable, "-m", "edge_mdeq.cli"]
 LIMITED = """
@@ -216,6 +216,30 @@ def test_a_disk_that_fills_up_during_an_export(
     )
     assert_one_error(done, f"cannot write {old}: File too large")
     assert contents(old.parent) == before, "the old bundle stays, and nothing beside it"
+
+
+@pytest.mark.parametrize(
+    ("limit", "message"),
+    [(100, "measurements.json: File too large"), (40_000, "cannot write the report of ")],
+)
+def test_a_disk_that_fills_up_while_figures_are_kept(
+    segmenter_bundle: Path,
+    own_copy: Callable[[Path], Path],
+    tmp_path: Path,
+    limit: int,
+    message: str,
+) -> None:
+    data = write_camvid(tmp_path / "camvid")
+    bundle = own_copy(segmenter_bundle)
+    before = contents(bundle)
+    done = call(
+        tmp_path, "val", bundle, "--data", data, "--ignore", VOID, "--iterations", "1", "-q",
+        "--report", file_limit=limit,
+    )  # fmt: skip
+    assert_one_error(done, message)
+    after = contents(bundle)
+    after.pop("measurements.json"), before.pop("measurements.json")
+    assert after == before
 
 
 # Bundles: run and inspect
