@@ -5,10 +5,11 @@ from __future__ import annotations
 import base64
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -17,14 +18,15 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from edge_mdeq.bundle import Manifest, open_bundle
+from edge_mdeq.bundle import Manifest, Rung, open_bundle
 from edge_mdeq.bundle.measurements import read_measurements, update_measurements
 from edge_mdeq.weights import load_weights
 from mdeq_export.images import scene
 from mdeq_export.pieces import Inject
 from mdeq_export.readouts import TiledReadMask
+from mdeq_export.report import measurements
 from mdeq_export.report.cost import conv_macs, live_bytes, operators
-from mdeq_export.report.measurements import measure_times
+from mdeq_export.report.measurements import measure_times, take_turns
 from mdeq_export.report.page import data_uri, write_report
 
 Copy = Callable[[Path], Path]
@@ -236,3 +238,31 @@ def test_the_same_machine_measures_again(classifier_bundle: Path, own_copy: Copy
     found = measure_times(path, open_bundle(path).manifest)
     assert found["profile"] == "ort-cpu"
     assert found["machine"] == read_measurements(path)["machine"]
+
+
+def test_graphs_that_memory_is_not_spent_on_take_no_turns(
+    classifier_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One is loaded at a time, and as it takes long run no more often than is needed."""
+    groups: list[list[int]] = []
+    runs: list[int] = []
+
+    def note(path: Path, rungs: Sequence[Rung], given: Any) -> dict[int, list[float]]:
+        groups.append([rung.evaluations for rung in rungs])
+        taken = take_turns(path, rungs, given)
+        runs.extend(len(times) for times in taken.values())
+        return taken
+
+    monkeypatch.setattr(measurements, "take_turns", note)
+    manifest = open_bundle(classifier_bundle).manifest
+    measure_times(classifier_bundle, manifest)
+    assert groups == [[1, 2, 4]]
+    assert runs == [measurements.RUNS] * 3
+    groups.clear()
+    runs.clear()
+    monkeypatch.setattr(measurements, "HELD", 1)
+    monkeypatch.setattr(measurements, "SECONDS", 0.0)
+    found = measure_times(classifier_bundle, manifest)
+    assert groups == [[1], [2], [4]]
+    assert runs == [measurements.FEWEST_RUNS] * 3
+    assert list(found["milliseconds"]) == ["1", "2", "4"]

@@ -6,43 +6,47 @@ import os
 import platform
 import statistics
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnxruntime as ort
+from numpy.typing import NDArray
 
-from edge_mdeq.bundle import Manifest
+from edge_mdeq.bundle import Manifest, Rung
+from mdeq_export.report.cost import live_bytes
 
 __all__ = ["measure_times"]
 
-RUNS = 7
+RUNS, FEWEST_RUNS = 7, 3
+SECONDS = 3.0  # after which no further run is begun, if there were as many as FEWEST_RUNS
+HELD = 2**28  # bytes of the weights and values of graphs that are loaded at the same time
+
+Taken = dict[int, list[float]]
 
 
 def measure_times(path: Path, manifest: Manifest) -> dict[str, Any]:
     """Milliseconds of every rung of the first profile on ONNX Runtime's CPU provider.
 
-    The rungs take turns, so that what else the machine does meets all of them.
+    The rungs take turns, so that what else the machine does meets all of them; as many of them as
+    memory is spent on.
 
     Returns:
-        The machine, and "milliseconds" by evaluations: least, median and most of ``RUNS``.
+        The machine, and "milliseconds" by evaluations: least, median and most of ``RUNS``, or of
+        fewer where they take long.
     """
     name, profile = next(iter(manifest.profiles.items()))
-    sessions, feeds = {}, {}
-    for rung in profile.rungs:
-        session = ort.InferenceSession(str(path / rung.graph), providers=["CPUExecutionProvider"])
-        given = {
-            spec.name: np.zeros((abs(spec.shape[0]), *spec.shape[1:]), spec.dtype)
-            for spec in (manifest.input.tensor, *manifest.states)
-        }
-        session.run(None, given)
-        sessions[rung.evaluations], feeds[rung.evaluations] = session, given
-    taken: dict[int, list[float]] = {count: [] for count in sessions}
-    for _ in range(RUNS):
-        for count, session in sessions.items():
-            started = time.perf_counter()
-            session.run(None, feeds[count])
-            taken[count].append(1e3 * (time.perf_counter() - started))
+    weights = sum(file.bytes for file in profile.weights)
+    largest = max(live_bytes(path / rung.graph) for rung in profile.rungs)
+    together = max(1, HELD // (weights + largest))
+    given = {
+        spec.name: np.zeros((abs(spec.shape[0]), *spec.shape[1:]), spec.dtype)
+        for spec in (manifest.input.tensor, *manifest.states)
+    }
+    taken: Taken = {}
+    for first in range(0, len(profile.rungs), together):
+        taken |= take_turns(path, profile.rungs[first : first + together], given)
     return {
         "machine": {
             "system": f"{platform.system()} {platform.machine()}",
@@ -55,3 +59,27 @@ def measure_times(path: Path, manifest: Manifest) -> dict[str, Any]:
             for count, times in taken.items()
         },
     }
+
+
+def take_turns(path: Path, rungs: Sequence[Rung], given: Mapping[str, NDArray[Any]]) -> Taken:
+    """Milliseconds of each run of ``rungs`` on ``given``, by evaluations; the first is no use."""
+    options = ort.SessionOptions()
+    options.enable_mem_reuse = False  # as the runtime has it: what is done with is given back
+    sessions = {
+        rung.evaluations: ort.InferenceSession(
+            str(path / rung.graph), options, providers=["CPUExecutionProvider"]
+        )
+        for rung in rungs
+    }
+    for session in sessions.values():
+        session.run(None, given)
+    taken: Taken = {count: [] for count in sessions}
+    began = time.perf_counter()
+    for run in range(RUNS):
+        if run >= FEWEST_RUNS and time.perf_counter() - began > SECONDS:
+            break
+        for count, session in sessions.items():
+            started = time.perf_counter()
+            session.run(None, given)
+            taken[count].append(1e3 * (time.perf_counter() - started))
+    return taken
