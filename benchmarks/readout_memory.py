@@ -111,10 +111,13 @@ class Loaded:
         self.session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
         self.binding = self.session.io_binding()
         rng, wrap = np.random.default_rng(0), ort.OrtValue.ortvalue_from_numpy
-        self.states = [rng.standard_normal(i.shape, np.float32) for i in self.session.get_inputs()]
         kinds = {"tensor(uint8)": np.uint8, "tensor(float)": np.float32}
+        self.given = [
+            rng.standard_normal(i.shape, np.float32).astype(kinds[i.type])
+            for i in self.session.get_inputs()
+        ]
         self.answers = [np.ones(o.shape, kinds[o.type]) for o in self.session.get_outputs()]
-        for value, array in zip(self.session.get_inputs(), self.states, strict=True):
+        for value, array in zip(self.session.get_inputs(), self.given, strict=True):
             self.binding.bind_ortvalue_input(value.name, wrap(array))
         for value, array in zip(self.session.get_outputs(), self.answers, strict=True):
             self.binding.bind_ortvalue_output(value.name, wrap(array))
