@@ -108,11 +108,9 @@ def open_sinks(stack: ExitStack, targets: list[str], source: Source, model: Mode
 
 
 def note(source: Source, model: Model, quiet: bool) -> None:
-    """Say what was opened, and repeat the bundle's warnings."""
+    """Say what was opened."""
     if not quiet:
         typer.echo(f"{model.manifest.name} on {model.backend.name}; source: {source.description}")
-    for warning in model.manifest.warnings:
-        typer.secho(f"warning: {warning}", fg=typer.colors.YELLOW, err=True)
 
 
 @contextmanager

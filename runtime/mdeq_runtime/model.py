@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -17,9 +18,11 @@ from mdeq_runtime.session import Session, SessionSettings
 
 __all__ = ["Model"]
 
+log = logging.getLogger(__name__)
+
 
 class Model:
-    """A bundle loaded for inference.
+    """A bundle loaded for inference; what its export warned of is logged.
 
     Example:
         >>> with Model(Path("camvid-nano.mdeq")) as model:
@@ -43,6 +46,8 @@ class Model:
         self.settings = settings or SessionSettings()
         self.bundle = open_bundle(Path(path))
         self.manifest = self.bundle.manifest
+        for warning in self.manifest.warnings:
+            log.warning("%s: %s", self.manifest.name, warning)
         self.backend = OrtCpuBackend(self.bundle, threads)
         self.single: Session | None = None
 

@@ -6,13 +6,16 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 
+import edge_mdeq
 from edge_mdeq.bundle import open_bundle
+from edge_mdeq.bundle.manifest import encode_manifest
 
 COMMAND = [sys.executable, "-m", "edge_mdeq.cli"]
 VERBS = ("export", "import", "inspect", "run", "train")
@@ -166,6 +169,23 @@ def test_run_json_is_one_object_that_counts_the_frames(
     assert {"fit", "solve", "restore", "read", "write"} <= set(summary["stages"])
 
 
+def test_run_and_load_repeat_what_the_export_warned_of(
+    segmenter_bundle: Path,
+    own_copy: Callable[[Path], Path],
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    bundle = own_copy(segmenter_bundle)
+    manifest = replace(open_bundle(bundle).manifest, warnings=("it does not converge",))
+    (bundle / "manifest.json").write_bytes(encode_manifest(manifest))
+    with edge_mdeq.load(bundle):
+        assert caplog.messages == ["segmenter: it does not converge"]
+    clip = write_video(tmp_path / "clip.avi", 1)
+    done = call("run", bundle, clip, "--iterations", "1", "--json")
+    assert done.returncode == 0
+    assert done.stderr == "warning: segmenter: it does not converge\n"
+
+
 Refusal = Callable[[Path, Path], list[str | Path]]
 
 
@@ -205,8 +225,7 @@ def test_bad_input_is_one_message_and_exit_code_1(
 
 def test_iterations_that_no_rungs_make_are_refused(segmenter_bundle: Path, tmp_path: Path) -> None:
     """A bundle with a rung of two and no other; three cannot be made of it."""
-    from edge_mdeq.bundle import open_bundle, writing_bundle
-    from edge_mdeq.bundle.manifest import encode_manifest
+    from edge_mdeq.bundle import writing_bundle
 
     manifest = json.loads((segmenter_bundle / "manifest.json").read_text())
     profile = manifest["profiles"]["ort-cpu"]
