@@ -30,7 +30,14 @@ def start(cwd: Path, *arguments: str | Path) -> subprocess.Popen[str]:
         text=True,
         cwd=cwd,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
+        preexec_fn=heed_signals,
     )
+
+
+def heed_signals() -> None:
+    """As in a terminal: a suite in the background, or under nohup, ignores some of them."""
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
 
 
 def interrupt(
