@@ -100,8 +100,8 @@ def export(
         print_table(solvers_table(manifest))
         most = max(rung.evaluations for rung in manifest.verification.rungs)
         typer.echo(
-            f"exported {manifest.solver.name} with up to {most} evaluations: the cheapest that "
-            f"reaches {settings.goal or Goal()}"
+            f"exported {manifest.solver.name} with up to {most} evaluations: the cheapest "
+            f"for {settings.goal or Goal()}"
         )
     print_table(parity_table(manifest))
     for warning in manifest.warnings:

@@ -205,7 +205,7 @@ def export_bundle(
             profiles=profiles,
             verification=replace(report, curves=plan.curves, spectral_radius=plan.radius),
             provenance=card.provenance,
-            metrics=card.metrics,
+            metrics=card.metrics if config == card.input else {},  # they are of its size
             warnings=plan.warnings,
             tools={name: version(name) for name in TOOLS},
             files=describe_files(folder),

@@ -183,6 +183,7 @@ def test_another_size_another_solver_and_images_of_ones_own(
     assert bundle.manifest == manifest
     assert_true_to_its_graphs(bundle)
     assert manifest.input.size == (32, 128)
+    assert manifest.metrics == {}, "the card's are of another size"
     assert manifest.states[0].shape == (1, 8, 8, 32)
     assert (manifest.solver.name, manifest.solver.settings) == ("anderson", {"m": 2})
     assert (manifest.verification.images, manifest.verification.source) == (3, "my street")

@@ -19,7 +19,7 @@ from rich.table import Table
 import edge_mdeq
 from edge_mdeq.bundle import open_bundle
 from edge_mdeq.cli.inspect import inspect
-from edge_mdeq.cli.tables import facts_table, rungs_table
+from edge_mdeq.cli.tables import MIN_WIDTH, facts_table, parity_table, rungs_table
 from edge_mdeq.errors import BundleError, ConfigError, ConvergenceError, SessionError
 from edge_mdeq.solvers import Anderson, solve
 from edge_mdeq.weights import load_weights, save_weights
@@ -47,9 +47,9 @@ def run(graph: Path, feeds: Feeds) -> Feeds:
     return dict(zip(names, session.run(None, feeds), strict=True))
 
 
-def text_of(table: Table) -> str:
-    """As a wide terminal shows it, without line breaks."""
-    console = Console(width=200, file=io.StringIO())
+def text_of(table: Table, width: int = 200) -> str:
+    """As a terminal shows it, without line breaks."""
+    console = Console(width=width, file=io.StringIO())
     console.print(table)
     assert isinstance(console.file, io.StringIO)
     return " ".join(console.file.getvalue().split())
@@ -149,6 +149,10 @@ def test_floor_and_flags_are_shown(half: Path) -> None:
     manifest = open_bundle(half).manifest
     rungs = text_of(rungs_table(manifest))
     assert rungs.count("3 fp32, flag FP16") == 1, "of TensorRT 8 alone"
+    parity = text_of(parity_table(manifest), width=MIN_WIDTH)
+    for rung in manifest.verification.rungs:
+        shown = [f"{rung.profile} {rung.precision}", str(rung.evaluations), f"{rung.state_rel:.1e}"]
+        assert " │ ".join(shown) in parity
     floor = manifest.profiles["tensorrt-10"].residual_floor
     assert f"a residual of {floor:.1e} (tensorrt-10)" in text_of(facts_table(manifest))
 
