@@ -71,6 +71,7 @@ class TorchProblem:
         with torch.no_grad():
             self.u: Tensor = reference.inject(images)
             self.f = reference.model.bind(self.u)
+        self.solved: list[tuple[State, dict[int, Answer]]] = []  # starts and what they led to
 
     def injection(self) -> Array:
         return np.asarray(self.u.numpy())
@@ -87,13 +88,19 @@ class TorchProblem:
 
     @torch.no_grad()
     def solve(self, start: list[Array] | None, counts: Iterable[int]) -> dict[int, Answer]:
-        wanted = set(counts)
-        walk = self.walk(self.f, self.state(start), max(wanted, default=0))
-        return {
+        wanted, z = set(counts), self.state(start)
+        for known, answers in self.solved:
+            same = all(torch.equal(a, b) for a, b in zip(known, z, strict=True))
+            if same and wanted <= answers.keys():
+                return {count: answers[count] for count in wanted}
+        walk = self.walk(self.f, z, max(wanted, default=0))
+        found = {
             count: self.answer(value, residual)
             for count, (value, residual) in enumerate(walk, 1)
             if count in wanted
         }
+        self.solved.append((z, found))
+        return found
 
     @torch.no_grad()
     def course(self, count: int) -> Iterator[Answer]:
@@ -103,8 +110,7 @@ class TorchProblem:
 
     @torch.no_grad()
     def rounding(self, start: list[Array] | None, counts: Iterable[int]) -> dict[int, float]:
-        wanted = set(counts)
-        last, z = max(wanted, default=0), self.state(start)
+        single = self.solve(start, counts)
         with InDouble():
             f = self.reference.model.bind(self.reference.inject(self.images))
 
@@ -112,12 +118,12 @@ class TorchProblem:
             with InDouble():
                 return f(z)
 
-        double = self.walk(exact, tuple(x.double() for x in z), last)
-        both = zip(self.walk(self.f, z, last), double, strict=True)
+        z = tuple(x.double() for x in self.state(start))
         found = {}
-        for count, ((single, _), (right, _)) in enumerate(both, 1):
-            if count in wanted:
-                gap = sum((a - b).square().sum() for a, b in zip(single, right, strict=True))
+        for count, (right, _) in enumerate(self.walk(exact, z, max(single, default=0)), 1):
+            if count in single:
+                own = [torch.from_numpy(x) for x in single[count].states]
+                gap = sum((a - b).square().sum() for a, b in zip(own, right, strict=True))
                 found[count] = float((gap / sum(b.square().sum() for b in right)) ** 0.5)
         return found
 

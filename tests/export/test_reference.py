@@ -55,6 +55,29 @@ def test_rounding_is_the_distance_to_a_model_in_double(
         assert found[count] == pytest.approx((gap / size) ** 0.5, rel=0.05)
 
 
+def test_a_solve_is_passed_once(
+    frozen: tuple[MDEQ, ModelCard], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From the same start, whether it is given or left out, and for as many evaluations."""
+    model, card = frozen
+    problem = TorchReference(model, card.input, FixedPoint(), best=False).bind(IMAGES[:1])
+    walk, walks = problem.walk, []
+
+    def note(f: object, start: tuple[torch.Tensor, ...], count: int) -> object:
+        walks.append((start[0].dtype, count))
+        return walk(f, start, count)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(problem, "walk", note)
+    cold = problem.solve(None, [1, 3])
+    zeros = [np.zeros_like(z) for z in cold[3].states]
+    problem.rounding(zeros, [1, 3])
+    assert problem.solve(zeros, [3])[3] is cold[3]
+    assert walks == [(torch.float32, 3), (torch.float64, 3)]
+    problem.rounding(cold[3].states, [3])
+    assert problem.solve(None, [2]).keys() == {2}
+    assert walks[2:] == [(torch.float32, 3), (torch.float64, 3), (torch.float32, 2)]
+
+
 def test_a_model_stays_in_single_precision(frozen: tuple[MDEQ, ModelCard]) -> None:
     model, card = frozen
     reference = TorchReference(model, card.input, FixedPoint(), best=False)

@@ -20,7 +20,7 @@ from mdeq_export.report.cost import live_bytes
 __all__ = ["measure_times"]
 
 RUNS, FEWEST_RUNS = 7, 3
-SECONDS = 3.0  # after which no further run is begun, if there were as many as FEWEST_RUNS
+SECONDS = 1.0  # after which no further run is begun, if there were as many as FEWEST_RUNS
 HELD = 2**28  # bytes of the weights and values of graphs that are loaded at the same time
 
 Taken = dict[int, list[float]]
