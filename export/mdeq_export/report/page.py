@@ -161,6 +161,7 @@ def pictures(
     answers: list[list[tuple[int, str, str, float]]] = [[] for _ in images]
     options = ort.SessionOptions()
     options.enable_mem_reuse = False  # as the runtime has it: what is done with is given back
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     batch = abs(manifest.input.tensor.shape[0])
     cold = {s.name: np.zeros((batch, *s.shape[1:]), s.dtype) for s in manifest.states}
     for count, graph in graphs.items():
