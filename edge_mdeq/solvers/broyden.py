@@ -7,6 +7,10 @@ sample (Broyden 1965; memory as in Bai et al., arXiv:1909.01377, appendix B.1):
 
 The step p was made as -B g, therefore B dg = B g' + p: one product with B gives dg's and the next
 step's, v^T dg is p^T B g' + p^T p, and no residual has to be kept from one step to the next.
+
+Every term was made for the B before it. Once m are kept, a ring that replaces the oldest leaves the
+others without what they build on: on the sample weights such a B drifts until the solve diverges.
+Here a sample that has its m terms starts anew with B = -I, at the price of one plain step.
 """
 
 from __future__ import annotations
@@ -139,7 +143,7 @@ class Terms(NamedTuple):
         return self.product(self.v, self.u, x)
 
     def product(self, left: tuple[Tensor, ...], right: tuple[Tensor, ...], x: Tensor) -> Tensor:
-        """(-I + sum of left_k right_k^T) x."""
+        """(-I + sum of left_k right_k^T) x, (B, D), over the terms that count."""
         result = -x
         for age, (a, b) in enumerate(zip(reversed(left), reversed(right), strict=True)):
             along = dot(b, x)

@@ -282,7 +282,7 @@ def test_the_classifier_gives_torch_scores(classifier_weights: Path, tmp_path: P
     np.testing.assert_allclose(found["output"], scores, atol=1e-5)
 
 
-# Broyden: its history grows, then drops the oldest
+# Broyden: its history grows, then it starts anew
 
 
 @pytest.fixture(scope="module", params=[2, 4])
@@ -297,7 +297,7 @@ def broyden(
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 6, 8])
-def test_broyden_s_graph_is_torch_s_solve_as_history_grows_and_is_dropped(
+def test_broyden_s_graph_is_torch_s_solve_as_history_grows_and_starts_anew(
     broyden: Unrolled, image: NDArray[np.uint8], count: int
 ) -> None:
     """Each count's state is one step of the same solve; the eighth has dropped terms of m = 4."""
