@@ -7,7 +7,8 @@
 | tensorrt-10 | 20 | InstanceNormalization | in the graph | symmetric int8 |
 | tensorrt-11, tensorrt-rtx | 21 | GroupNormalization | in the graph | symmetric int8 |
 
-TensorRT 10 is the 10.3 of JetPack 6: its parser knows opset 21's GroupNormalization from 10.9 on.
+For ort-cpu, norms behind a Relu are written out, for the exactness of their sums. TensorRT 10 is
+the 10.3 of JetPack 6: its parser knows opset 21's GroupNormalization from 10.9 on.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from mdeq_export.passes import (
     Half,
     KnownConstants,
     LowerGroupNorm,
+    NormAfterRelu,
     SetOpset,
 )
 
@@ -77,12 +79,12 @@ class TargetProfile:
         return (*self.passes, Half()) if self.half == "graph" else self.passes
 
 
-def onnx_runtime(name: str) -> TargetProfile:
+def onnx_runtime(name: str, before: tuple[GraphPass, ...] = ()) -> TargetProfile:
     """ONNX Runtime: any opset, but GroupNormalization costs it nine small operators."""
     return TargetProfile(
         name,
         opset=21,
-        passes=(Anonymise(), LowerGroupNorm(), DropIdentity()),
+        passes=(Anonymise(), *before, LowerGroupNorm(), DropIdentity()),
         operators=COMMON | {"InstanceNormalization"},
         half="graph",
         int8="asymmetric uint8",
@@ -106,7 +108,7 @@ def tensorrt(name: str, opset: int, half: Literal["graph", "flag"] = "graph") ->
 PROFILES = {
     profile.name: profile
     for profile in (
-        onnx_runtime("ort-cpu"),
+        onnx_runtime("ort-cpu", before=(NormAfterRelu(),)),
         onnx_runtime("ort-cuda"),
         tensorrt("tensorrt-8", opset=17, half="flag"),
         tensorrt("tensorrt-10", opset=20),

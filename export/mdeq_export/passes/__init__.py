@@ -10,6 +10,7 @@ from mdeq_export.passes.group_norm import LowerGroupNorm
 from mdeq_export.passes.half import Half
 from mdeq_export.passes.hold_rounding import HoldRounding
 from mdeq_export.passes.known_constants import KnownConstants
+from mdeq_export.passes.norm_after_relu import NormAfterRelu
 from mdeq_export.passes.opset import SetOpset
 from mdeq_export.passes.uint8 import FloatBeforeUint8
 
@@ -22,6 +23,7 @@ __all__ = [
     "HoldRounding",
     "KnownConstants",
     "LowerGroupNorm",
+    "NormAfterRelu",
     "SetOpset",
     "run_passes",
 ]
