@@ -57,7 +57,7 @@ def write_out(graph: ir.Graph, node: ir.Node) -> None:
     assert x.shape is not None
     assert gain is not None
     assert bias is not None
-    _, channels, _, width = x.shape
+    _, channels, height, width = x.shape
     assert isinstance(channels, int)
     groups = node.attributes.get_int("num_groups")
     assert groups is not None
@@ -93,10 +93,8 @@ def write_out(graph: ir.Graph, node: ir.Node) -> None:
     by_group = weight.reshape(1, groups, channels // groups, 1)
     scale = append("Mul", scale, fixed(f"{gain.name}_by_group", by_group, np.float32))
     scale = append("Reshape", scale, fixed(f"channels_{channels}", [0, channels, 1, 1]))
-    maps = append(
-        "Reshape", centred, fixed(f"shape_{'_'.join(map(str, x.shape[1:]))}", [0, *x.shape[1:]])
-    )
-    result = append("Mul", maps, scale)
+    shape = fixed(f"shape_{channels}_{height}_{width}", [0, channels, height, width])
+    result = append("Mul", append("Reshape", centred, shape), scale)
     if shift.any():
         column = fixed(f"{bias.name}_column", shift.reshape(-1, 1, 1), np.float32)
         result = append("Add", result, column)
