@@ -49,6 +49,7 @@ class Run:
         recipe: optimizer, schedule and batches.
         objective: data and augmentation.
         out: where log and checkpoints go.
+        aims: what else a run must share to go on from another's checkpoint; plain numbers.
 
     Attributes:
         task: ``task`` as Fabric set it up: call this one in the losses.
@@ -63,8 +64,10 @@ class Run:
         recipe: Recipe,
         objective: Objective,
         out: Path,
+        aims: dict[str, Any] | None = None,
     ) -> None:
         self.fabric, self.network, self.recipe, self.out = fabric, network, recipe, out
+        self.aims = aims or {}
         self.averaged = AveragedModel(
             network, multi_avg_fn=get_ema_multi_avg_fn(recipe.optim.ema_decay), use_buffers=True
         )
@@ -94,6 +97,7 @@ class Run:
         path = self.out / CHECKPOINT
         state = load_checkpoint(path)
         try:
+            same_aims(state.get("aims", self.aims), self.aims)
             self.network.load_state_dict(state["model"])
             self.averaged.load_state_dict(state["average"])
             same_kind(state["optimizer"], self.optimizer)
@@ -103,7 +107,7 @@ class Run:
                 raise ValueError(f"{self.step} steps are not {self.epoch} epochs of this data")
         except (RuntimeError, ValueError, KeyError) as error:
             raise WeightsError(
-                f"{path} is of a run with another model, optimizer, batch or dataset ({error}); "
+                f"{path} is of a run with another aim, model, optimizer, batch or dataset ({error}); "
                 "resume with what it was started with, or start anew in another folder"
             ) from error
 
@@ -121,6 +125,7 @@ class Run:
                 "epoch": self.epoch,
                 "step": self.step,
                 "seconds": self.seconds,
+                "aims": self.aims,
             }
             save_checkpoint(self.out / CHECKPOINT, state)
 
@@ -290,6 +295,13 @@ def global_batches(recipe: Recipe, length: int, fabric: Fabric) -> GlobalBatches
         )
     rank = fabric.global_rank
     return GlobalBatches(length, optim.batch, optim.accumulate, recipe.seed, rank, world)
+
+
+def same_aims(theirs: dict[str, Any], ours: dict[str, Any]) -> None:
+    """Raise ValueError if a run was started for something else."""
+    other = [f"{name} {theirs.get(name)}" for name in ours if theirs.get(name) != ours[name]]
+    if other:
+        raise ValueError(f"it was started with {', '.join(other)}")
 
 
 def same_kind(state: dict[str, Any], optimizer: Any) -> None:

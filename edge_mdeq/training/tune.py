@@ -213,7 +213,7 @@ def tune(
     teacher = model.freeze().to(fabric.device)
     model = model.to(fabric.device)
     task = TuneTask(model, teacher, recipe, settings)
-    run = Run(fabric, model, task, recipe, objective, out)
+    run = Run(fabric, model, task, recipe, objective, out, aims=asdict(settings))
     if resume:
         run.restore()
     move = K.RandomAffine(**MOVED, padding_mode="border", p=1.0)

@@ -219,6 +219,8 @@ def test_a_stopped_run_is_resumed_bit_for_bit(
     assert not (tmp_path / "weights.safetensors").exists()
     with pytest.raises(ConfigError, match="already holds a run"):
         tune(weights, data, tmp_path, settings, recipe)
+    with pytest.raises(WeightsError, match=r"started with iterations 2.*resume with what"):
+        tune(weights, data, tmp_path, TuneSettings(3, warm=1), recipe, resume=True)
     torch.manual_seed(99)
     again = tune(weights, data, tmp_path, settings, recipe, resume=True)
     assert again == report
