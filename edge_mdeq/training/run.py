@@ -107,7 +107,7 @@ class Run:
                 raise ValueError(f"{self.step} steps are not {self.epoch} epochs of this data")
         except (RuntimeError, ValueError, KeyError) as error:
             raise WeightsError(
-                f"{path} is of a run with another aim, model, optimizer, batch or dataset ({error}); "
+                f"{path} is of a run with another aim, model, optimizer, batch or data ({error}); "
                 "resume with what it was started with, or start anew in another folder"
             ) from error
 
