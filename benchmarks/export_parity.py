@@ -1,12 +1,17 @@
 """Graphs against torch: every solver, every depth, trained weights and drawn ones.
 
     python benchmarks/export_parity.py [--weights samples/models/camvid-nano ...]
-        [--filled cifar-tiny imagenet-small] [--counts 1 2 4 8 16 26] [--images 2] [--half]
+        [--filled cifar-tiny imagenet-small] [--solvers "fixed point" ...]
+        [--counts 1 2 4 8 16 26] [--data FOLDER] [--images 2] [--half]
 
 A row per model, solver and number of evaluations: the largest relative difference of the states,
 cold and from the equilibrium, the residual's, the answers that are equal, how far torch in single
 precision is from double, and, where that is more than is allowed, the largest difference of any
-single step that starts from torch's own state.
+single step that starts from torch's own state. On generated scenes, or on ``--data``; what half
+precision changes on a whole validation set, for instance:
+
+    python benchmarks/export_parity.py --half --weights samples/models/clothing-small --filled
+        --solvers "fixed point" --counts 2 4 8 --data clothing/validation --images 341
 """
 
 from __future__ import annotations
@@ -15,7 +20,9 @@ import argparse
 import tempfile
 from pathlib import Path
 
+import numpy as np
 from filled import filled
+from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
@@ -42,18 +49,22 @@ SOLVERS: dict[str, tuple[str, dict[str, float]]] = {
 
 
 def parity(
-    model: MDEQ, config: InputConfig, solver: str, counts: list[int], images: int, precision: str
+    model: MDEQ,
+    config: InputConfig,
+    solver: str,
+    counts: list[int],
+    images: tuple[NDArray[np.uint8], str],
+    precision: str,
 ) -> list[RungParity]:
     """Export one solver's ladder to a temporary folder and compare it."""
     name, settings = SOLVERS[solver]
     made, frozen = make_solver(name, **settings), model.freeze()
-    pictures, source = verification_images(None, images, config.height, config.width)
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         pieces = trace_pieces(frozen, config, made)
         profiles = {"ort-cpu": write_profile(pieces, PROFILES["ort-cpu"], counts, root, precision)}
         reference = TorchReference(frozen, config, made, best=False)
-        report = verify(reference, profiles, root, pictures, source, TOLERANCES)
+        report = verify(reference, profiles, root, *images, TOLERANCES)
     return list(report.rungs)
 
 
@@ -64,6 +75,7 @@ def main() -> None:
     parser.add_argument("--filled", nargs="*", default=["cifar-tiny", "imagenet-small"])
     parser.add_argument("--solvers", nargs="*", choices=SOLVERS, default=list(SOLVERS))
     parser.add_argument("--counts", nargs="*", type=int, default=[1, 2, 4, 8, 16, 26])
+    parser.add_argument("--data", type=Path)
     parser.add_argument("--images", type=int, default=2)
     parser.add_argument("--half", action="store_true")
     args = parser.parse_args()
@@ -73,12 +85,15 @@ def main() -> None:
         models[Path(path).name] = model, card.input
     models |= {f"{name}, drawn": filled(name) for name in args.filled}
     for name, (model, config) in models.items():
-        table = Table(title=f"{name}, {config.height} x {config.width}", title_justify="left")
+        images = verification_images(args.data, args.images, config.height, config.width)
+        size = f"{config.height} x {config.width}"
+        title = f"{name}, {size}, {len(images[0])} images of {images[1]}"
+        table = Table(title=title, title_justify="left")
         for column in ("solver", "N", "states", "residual", "equal", "fp32 - fp64", "single step"):
             table.add_column(column, justify="left" if column == "solver" else "right")
         for solver in args.solvers:
             precision = "fp16" if args.half else "fp32"
-            for rung in parity(model, config, solver, args.counts, args.images, precision):
+            for rung in parity(model, config, solver, args.counts, images, precision):
                 table.add_row(
                     solver,
                     str(rung.evaluations),
