@@ -52,6 +52,7 @@ from mdeq_export.convergence import (
     largest_radius,
     measure,
 )
+from mdeq_export.floor import residual_floor
 from mdeq_export.graphs import DYNAMIC_TRIED, check_counts, write_profile
 from mdeq_export.images import verification_images
 from mdeq_export.pieces import trace_pieces
@@ -59,7 +60,7 @@ from mdeq_export.profiles import lookup_profile
 from mdeq_export.reference import TorchReference
 from mdeq_export.report.measurements import measure_times
 from mdeq_export.report.page import write_report
-from mdeq_export.verify import TOLERANCES, Answer, require_parity, residual_floor, verify
+from mdeq_export.verify import TOLERANCES, Answer, require_parity, verify
 
 __all__ = ["ExportSettings", "export_bundle"]
 

@@ -26,12 +26,12 @@ from mdeq_export.graphs import DYNAMIC_TRIED, check_counts, read_pieces, write_r
 from mdeq_export.images import verification_images
 from mdeq_export.profiles import lookup_profile
 from mdeq_export.report.measurements import measure_times
+from mdeq_export.sessions import open_session
 from mdeq_export.verify import (
     REFERENCE_EVALUATIONS,
     REFERENCE_TOL,
     Answer,
     StepPair,
-    open_session,
     require_parity,
     verify,
 )

@@ -8,21 +8,19 @@ compared with is given.
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
-import onnx_ir as ir
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from edge_mdeq.bundle import Parts, Profile, Rung, RungParity, Step, Tolerance, Verification
+from edge_mdeq.bundle import Profile, Rung, RungParity, Tolerance, Verification
 from edge_mdeq.errors import ParityError
 from mdeq_export.compose import IMAGE, INJECTION, OUTPUT, RESIDUAL, state_names
-from mdeq_export.passes import HoldRounding, run_passes
+from mdeq_export.sessions import open_session
 
 __all__ = [
     "TOLERANCES",
@@ -31,7 +29,6 @@ __all__ = [
     "Reference",
     "StepPair",
     "require_parity",
-    "residual_floor",
     "tolerances_with",
     "verify",
 ]
@@ -39,8 +36,7 @@ __all__ = [
 REFERENCE_EVALUATIONS = 60
 REFERENCE_TOL = 1e-4
 SMALL_RESIDUAL = 1e-3  # nobody stops below it
-FLOOR_EVALUATIONS = 20
-KINDS = ("warm", "cold")  # starts of a solve; in this order, since what is reported is the last's
+KINDS = ("warm", "cold")  # starts of a solve
 HELD = 2**28  # bytes of the reference's answers at a time
 TOLERANCES = {"fp32": Tolerance(), "fp16": Tolerance(atol=0.1, rtol=2e-2, min_agreement=0.995)}
 
@@ -118,36 +114,20 @@ def verify(
         only: the evaluations of the rungs to run, all by default.
         progress: told what is being done.
     """
-    rungs = [
-        (name, rung)
+    comparisons = [
+        Comparison(name, profile, rung, root, tolerances[rung.steps[0].precision].rtol)
         for name, profile in profiles.items()
         for rung in profile.rungs
         if only is None or rung.evaluations in set(only)
     ]
-    counts = sorted({rung.evaluations for _, rung in rungs})
-    found: list[list[RungParity]] = [[] for _ in rungs]
-    rounding = dict.fromkeys(range(len(rungs)), 0.0)
-    steps: dict[tuple[str, Step], float] = {}
+    counts = sorted({comparison.evaluations for comparison in comparisons})
     residual = 0.0
     progress("reference solves")
-    for solves in batches(reference, images, batch, counts):
-        residual = max(residual, *(float(s.goal.residual.max()) for s in solves))
-        for k, (name, rung) in enumerate(rungs):
-            progress(f"parity of {name}, {rung.evaluations} evaluations")
-            session = open_session(root / rung.graph)
-            allowed = tolerances[rung.steps[0].precision].rtol
-            for solve in solves:
-                parity = compare(session, solve, rung.evaluations)
-                first, apart = not found[k], not parity.state_rel <= allowed
-                found[k].append(parity)
-                if first or apart:
-                    own = solve.rounding(rung.evaluations, KINDS if apart else ("cold",))
-                    rounding[k] = max(rounding[k], own)
-                if apart and rounding[k] > allowed:
-                    key = (name, rung.steps[0])
-                    steps[key] = max(
-                        steps.get(key, 0.0), step_error(profiles[name], rung, root, solve)
-                    )
+    for held in batches(reference, images, batch, counts):
+        residual = max(residual, *(float(solves.goal.residual.max()) for solves in held))
+        for comparison in comparisons:
+            progress(f"parity of {comparison.name}, {comparison.evaluations} evaluations")
+            comparison.run(held)
     return Verification(
         images=len(images),
         source=source,
@@ -155,17 +135,7 @@ def verify(
         reference_evaluations=REFERENCE_EVALUATIONS,
         reference_residual=residual,
         backend=f"onnxruntime {ort.__version__}, CPU",
-        rungs=tuple(
-            replace(
-                combine(parities),
-                profile=name,
-                precision=rung.steps[0].precision,
-                rounding=rounding[k],
-                step_rel=steps.get((name, rung.steps[0])),
-                reference=reference.name,
-            )
-            for k, ((name, rung), parities) in enumerate(zip(rungs, found, strict=True))
-        ),
+        rungs=tuple(comparison.outcome(reference.name) for comparison in comparisons),
     )
 
 
@@ -247,36 +217,113 @@ def batches(
         yield held
 
 
-def compare(session: ort.InferenceSession, solves: Solves, evaluations: int) -> RungParity:
-    """One rung on B images. The solver gap is the cold start's."""
-    absolute, relative, residuals, agreements = [], [], [], []
-    goal = solves.goal
-    scales = len(goal.states)
-    names = [OUTPUT, RESIDUAL, *state_names(scales, "next_state")]
-    for kind in KINDS:
-        wanted = solves.answers[kind][evaluations]
-        states = dict(zip(state_names(scales), solves.starts[kind], strict=True))
-        answer, residual, *found = session.run(names, {IMAGE: solves.images} | states)
-        classes = answer.argmax(axis=1) if answer.ndim == 2 else answer
-        pairs = list(zip(found, wanted.states, strict=True))
-        absolute.append(max(float(np.abs(a - b).max()) for a, b in pairs))
-        relative.append(distance(found, wanted.states))
-        # At the equilibrium itself the residual is rounding: compare it with what matters.
-        gap = np.abs(residual - wanted.residual) / np.maximum(wanted.residual, SMALL_RESIDUAL)
-        residuals.append(float(gap.max()))
-        agreements.append(float((classes == wanted.classes).mean()))
-    return RungParity(
-        profile="",
-        precision="",
-        evaluations=evaluations,
-        state_max_abs=float(np.max(absolute)),
-        state_rel=float(np.max(relative)),
-        residual_max_rel=float(np.max(residuals)),
-        answer_agreement=float(np.min(agreements)),
-        solver_gap_state=distance(found, goal.states),
-        solver_gap_agreement=float((classes == goal.classes).mean()),
-        residual=float(residual.mean()),
-    )
+class Comparison:
+    """One rung beside the reference, image by image.
+
+    Args:
+        name, profile: which profile the rung is of.
+        rung: what is compared.
+        root: the bundle.
+        rtol: relative difference of the states from which on it is asked whether they round alike.
+    """
+
+    def __init__(self, name: str, profile: Profile, rung: Rung, root: Path, rtol: float) -> None:
+        self.name, self.profile, self.rung, self.root, self.rtol = name, profile, rung, root, rtol
+        self.precision, self.evaluations = rung.steps[0].precision, rung.evaluations
+        self.found: list[RungParity] = []
+        self.rounding = 0.0
+        self.step: float | None = None
+
+    def run(self, held: Iterable[Solves]) -> None:
+        """Compare on further images."""
+        session = open_session(self.root / self.rung.graph)
+        for solves in held:
+            parity = self.compare(session, solves)
+            self.found.append(parity)
+            self.examine(parity, solves)
+
+    def compare(self, session: ort.InferenceSession, solves: Solves) -> RungParity:
+        """The larger differences of both starts, and the solver gap of the cold one."""
+        warm = run_graph(session, solves.images, solves.starts["warm"])
+        gaps = [Gap.between(warm, solves.answers["warm"][self.evaluations])]
+        del warm  # of the size of a state: not beside the next
+        cold = run_graph(session, solves.images, solves.starts["cold"])
+        gaps.append(Gap.between(cold, solves.answers["cold"][self.evaluations]))
+        return RungParity(
+            profile=self.name,
+            precision=self.precision,
+            evaluations=self.evaluations,
+            state_max_abs=worst(gap.state_max_abs for gap in gaps),
+            state_rel=worst(gap.state_rel for gap in gaps),
+            residual_max_rel=worst(gap.residual_max_rel for gap in gaps),
+            answer_agreement=float(np.min([gap.answer_agreement for gap in gaps])),
+            solver_gap_state=distance(cold.states, solves.goal.states),
+            solver_gap_agreement=agreement(cold, solves.goal),
+            residual=float(cold.residual.mean()),
+        )
+
+    def examine(self, parity: RungParity, solves: Solves) -> None:
+        """Ask, on the first images and wherever the graph is apart, how far rounding alone moves
+        the reference; where that is too far to compare whole solves, compare single steps.
+        """
+        apart = not parity.state_rel <= self.rtol  # NaN is apart
+        if apart or len(self.found) == 1:
+            own = solves.rounding(self.evaluations, KINDS if apart else ("cold",))
+            self.rounding = max(self.rounding, own)
+        if apart and self.rounding > self.rtol:
+            error = step_error(self.profile, self.rung, self.root, solves)
+            self.step = max(self.step or 0.0, error)
+
+    def outcome(self, reference: Literal["torch", "parts"]) -> RungParity:
+        """Worst case of what the gate judges, mean of what it reports."""
+        return replace(
+            self.found[0],
+            state_max_abs=self.over_images("state_max_abs", np.max),
+            state_rel=self.over_images("state_rel", np.max),
+            residual_max_rel=self.over_images("residual_max_rel", np.max),
+            answer_agreement=self.over_images("answer_agreement", np.mean),
+            solver_gap_state=self.over_images("solver_gap_state", np.mean),
+            solver_gap_agreement=self.over_images("solver_gap_agreement", np.mean),
+            residual=self.over_images("residual", np.mean),
+            rounding=self.rounding,
+            step_rel=self.step,
+            reference=reference,
+        )
+
+    def over_images(self, name: str, how: Callable[[list[float]], Any]) -> float:
+        """One number of all that were found."""
+        return float(how([getattr(parity, name) for parity in self.found]))
+
+
+class Gap(NamedTuple):
+    """How far a graph's answer is from the reference's; the fields are those of ``RungParity``."""
+
+    state_max_abs: float
+    state_rel: float
+    residual_max_rel: float
+    answer_agreement: float
+
+    @staticmethod
+    def between(found: Answer, wanted: Answer) -> Gap:
+        """Measure it, on B images."""
+        pairs = list(zip(found.states, wanted.states, strict=True))
+        apart = np.abs(found.residual - wanted.residual)
+        return Gap(
+            state_max_abs=worst(float(np.abs(a - b).max()) for a, b in pairs),
+            state_rel=distance(found.states, wanted.states),
+            # At the equilibrium itself the residual is rounding: compare it with what matters.
+            residual_max_rel=float((apart / np.maximum(wanted.residual, SMALL_RESIDUAL)).max()),
+            answer_agreement=agreement(found, wanted),
+        )
+
+
+def run_graph(session: ort.InferenceSession, images: Array, start: list[Array]) -> Answer:
+    """What a ``solve`` graph answers to B images from given states."""
+    names = [OUTPUT, RESIDUAL, *state_names(len(start), "next_state")]
+    feeds = {IMAGE: images} | dict(zip(state_names(len(start)), start, strict=True))
+    output, residual, *states = session.run(names, feeds)
+    classes = output.argmax(axis=1) if output.ndim == 2 else output
+    return Answer(states, classes, residual)
 
 
 def step_error(profile: Profile, rung: Rung, root: Path, solves: Solves) -> float:
@@ -285,70 +332,26 @@ def step_error(profile: Profile, rung: Rung, root: Path, solves: Solves) -> floa
     (parts,) = [parts for parts in profile.parts if parts.precision == precision]
     single = next(step for step in parts.advance if step.evaluations == 1)
     session = open_session(root / single.graph)
-    names = [output.name for output in session.get_outputs()]
-    (takes,) = [i for i in session.get_inputs() if i.name == INJECTION]
-    half = "float16" in takes.type
-    u = solves.problem.injection().astype(np.float16 if half else np.float32)
-    worst = 0.0
+    outputs = [output.name for output in session.get_outputs()]
+    groups = [[name for name in outputs if name.startswith(k)] for k in ("value", "next_state")]
+    u = solves.problem.injection().astype(injection_type(session))
+    errors = [0.0]
     for start in (solves.goal.states, None):
         for pair in solves.problem.steps(start, rung.evaluations):
-            found = dict(zip(names, session.run(names, {INJECTION: u} | pair.feeds), strict=True))
-            for kind in ("value", "next_state"):
-                keys = [name for name in names if name.startswith(kind)]
-                if keys:
-                    gap = distance([found[k] for k in keys], [pair.expected[k] for k in keys])
-                    worst = max(worst, gap) if np.isfinite(gap) else float("inf")
-    return worst
+            values = session.run(outputs, {INJECTION: u} | pair.feeds)
+            found = dict(zip(outputs, values, strict=True))
+            errors += [
+                distance([found[name] for name in group], [pair.expected[name] for name in group])
+                for group in groups
+                if group
+            ]
+    return worst(error if np.isfinite(error) else np.inf for error in errors)
 
 
-def residual_floor(
-    parts: Parts, root: Path, reference: Reference, images: NDArray[np.uint8], batch: int = 1
-) -> float:
-    """The relative residual that an ``advance`` graph does not get below, however long it runs.
-
-    From the reference's equilibrium of each group of images, one evaluation at a time without a
-    history; the lowest residual of each image, the highest of all.
-    """
-    single = next(rung for rung in parts.advance if rung.evaluations == 1)
-    session = open_session(root / single.graph)
-    names = [output.name for output in session.get_outputs()]
-    takes = {i.name: i.type for i in session.get_inputs()}
-    floors = []
-    for first in range(0, len(images), batch):
-        group = np.take(images, range(first, first + batch), axis=0, mode="wrap")
-        problem = reference.bind(group)
-        goal = problem.converged()
-        half = "float16" in takes[INJECTION]
-        feeds = {INJECTION: problem.injection().astype(np.float16 if half else np.float32)}
-        for given in session.get_inputs():
-            if given.name.startswith("history"):
-                shape = [n if isinstance(n, int) else len(group) for n in given.shape]
-                feeds[given.name] = np.zeros(shape, np.float32)
-        states, lowest = goal.states, np.full(len(group), np.inf)
-        for _ in range(FLOOR_EVALUATIONS):
-            fed = feeds | dict(zip(state_names(len(states)), states, strict=True))
-            found = dict(zip(names, session.run(names, fed), strict=True))
-            lowest = np.fmin(lowest, found[RESIDUAL])
-            own = "value" if "value_0" in found else "next_state"
-            states = [found[name] for name in state_names(len(states), own)]
-        floors.append(float(lowest.max()))
-    return max(floors)
-
-
-def open_session(path: Path) -> ort.InferenceSession:
-    """A graph on the CPU; what it writes in FP16 is rounded there, as a device would round it."""
-    options = ort.SessionOptions()
-    # Threads that spin while they wait gain little here, and cost much where others compute.
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    cpu = ["CPUExecutionProvider"]
-    model = ir.load(path)
-    if all(value.dtype != ir.DataType.FLOAT16 for value in model.graph.initializers.values()):
-        return ort.InferenceSession(str(path), options, providers=cpu)
-    run_passes(model.graph, [HoldRounding()])
-    # Beside the graph, where its weights lie: references to them lead into no other folder.
-    with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".onnx") as held:
-        ir.save(model, held.name)
-        return ort.InferenceSession(held.name, options, providers=cpu)
+def injection_type(session: ort.InferenceSession) -> type[np.floating[Any]]:
+    """The precision that an ``advance`` graph takes its injection in."""
+    (takes,) = [given.type for given in session.get_inputs() if given.name == INJECTION]
+    return np.float16 if "float16" in takes else np.float32
 
 
 def distance(states: Sequence[Array], reference: Sequence[Array]) -> float:
@@ -364,22 +367,11 @@ def squares(x: Array) -> Array:
     return np.asarray((flat * flat).sum(axis=1))
 
 
-def combine(found: list[RungParity]) -> RungParity:
-    """Worst case of what the gate judges, mean of what it reports."""
+def agreement(found: Answer, wanted: Answer) -> float:
+    """The share of pixels (or images) with the same class."""
+    return float((found.classes == wanted.classes).mean())
 
-    def worst(name: str) -> float:
-        return float(np.max([getattr(r, name) for r in found]))
 
-    def mean(name: str) -> float:
-        return float(np.mean([getattr(r, name) for r in found]))
-
-    return replace(
-        found[0],
-        state_max_abs=worst("state_max_abs"),
-        state_rel=worst("state_rel"),
-        residual_max_rel=worst("residual_max_rel"),
-        answer_agreement=mean("answer_agreement"),
-        solver_gap_state=mean("solver_gap_state"),
-        solver_gap_agreement=mean("solver_gap_agreement"),
-        residual=mean("residual"),
-    )
+def worst(values: Iterable[float]) -> float:
+    """The largest; NaN if any is."""
+    return float(np.max(list(values)))

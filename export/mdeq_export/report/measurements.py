@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from edge_mdeq.bundle import Manifest, Rung
 from mdeq_export.report.cost import live_bytes
+from mdeq_export.sessions import plain_session
 
 __all__ = ["measure_times"]
 
@@ -63,14 +64,7 @@ def measure_times(path: Path, manifest: Manifest) -> dict[str, Any]:
 
 def take_turns(path: Path, rungs: Sequence[Rung], given: Mapping[str, NDArray[Any]]) -> Taken:
     """Milliseconds of each run of ``rungs`` on ``given``, by evaluations; the first is no use."""
-    options = ort.SessionOptions()
-    options.enable_mem_reuse = False  # as the runtime has it: what is done with is given back
-    sessions = {
-        rung.evaluations: ort.InferenceSession(
-            str(path / rung.graph), options, providers=["CPUExecutionProvider"]
-        )
-        for rung in rungs
-    }
+    sessions = {rung.evaluations: plain_session(path / rung.graph, spinning=True) for rung in rungs}
     for session in sessions.values():
         session.run(None, given)
     taken: Taken = {count: [] for count in sessions}

@@ -13,7 +13,6 @@ from typing import Any
 
 import msgspec
 import numpy as np
-import onnxruntime as ort
 from numpy.typing import NDArray
 
 from edge_mdeq.bundle import Manifest, RungParity
@@ -23,6 +22,7 @@ from edge_mdeq.files import write_atomic
 from mdeq_export.compose import IMAGE, OUTPUT, RESIDUAL
 from mdeq_export.report import plots
 from mdeq_export.report.cost import conv_macs, live_bytes, operators
+from mdeq_export.sessions import plain_session
 
 __all__ = ["write_report"]
 
@@ -159,14 +159,10 @@ def pictures(
 ) -> list[Picture]:
     """Each image with the answer of every rung, from a cold start."""
     answers: list[list[tuple[int, str, str, float]]] = [[] for _ in images]
-    options = ort.SessionOptions()
-    options.enable_mem_reuse = False  # as the runtime has it: what is done with is given back
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     batch = abs(manifest.input.tensor.shape[0])
     cold = {s.name: np.zeros((batch, *s.shape[1:]), s.dtype) for s in manifest.states}
     for count, graph in graphs.items():
-        cpu = ["CPUExecutionProvider"]
-        session = ort.InferenceSession(str(path / graph), options, providers=cpu)
+        session = plain_session(path / graph)
         for image, into in zip(images, answers, strict=True):
             feeds = {IMAGE: np.stack([image] * batch), **cold}
             output, residual = session.run([OUTPUT, RESIDUAL], feeds)
