@@ -12,7 +12,7 @@ import numpy as np
 
 import edge_mdeq
 from edge_mdeq.errors import EdgeMdeqError
-from mdeq_runtime import SessionSettings
+from mdeq_runtime import FixedIterations, SessionSettings
 
 
 def main(bundle: str, photo: str) -> None:
@@ -20,7 +20,7 @@ def main(bundle: str, photo: str) -> None:
     image = cv2.imread(photo)
     if image is None:
         sys.exit(f"{photo} cannot be read as an image")
-    settings = SessionSettings(cold=8, warm=2, confidence=True)
+    settings = SessionSettings(FixedIterations(2, cold=8), confidence=True)
     with edge_mdeq.load(bundle, settings=settings) as model:
         result = model(image)
         mask = result.output

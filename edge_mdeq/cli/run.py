@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import typer
 
@@ -18,6 +18,7 @@ from edge_mdeq.errors import ConfigError, SourceError
 
 if TYPE_CHECKING:
     from mdeq_runtime import Model, Result
+    from mdeq_runtime.policies import Policy
     from mdeq_runtime.sinks import Sink
     from mdeq_runtime.sources import Source
     from mdeq_runtime.summary import Summary
@@ -37,7 +38,17 @@ def run(
     warm: int = typer.Option(
         None, min=0, help="... for a frame that starts from the last equilibrium; 0: never."
     ),
-    tolerance: float = typer.Option(0.05, help="Residual at which a result counts as converged."),
+    tolerance: float = typer.Option(
+        None,
+        help="Residual at which a solve stops; with a fixed number of evaluations, at which it "
+        "counts as converged.",
+    ),
+    deadline_ms: float = typer.Option(
+        None, "--deadline-ms", help="Milliseconds a frame may take; a solve stops in time."
+    ),
+    max_iterations: int = typer.Option(
+        None, min=1, help="Evaluations at most, with --tolerance or --deadline-ms; 26."
+    ),
     fit: str = typer.Option("stretch", help="stretch, letterbox or crop."),
     confidence: bool = typer.Option(False, "--confidence", help="Compute a confidence map too."),
     threads: int = typer.Option(0, min=0, help="Threads per graph, 0 for one per core."),
@@ -54,13 +65,10 @@ def run(
     targets = [*([output] if output else []), *more]
     if headless and any(target.startswith("display") for target in targets):
         raise ConfigError("--headless and a display:// output contradict each other; drop one")
-    if iterations is not None and (cold is not None or warm is not None):
-        raise ConfigError("--iterations sets both --cold and --warm; give it or them")
     settings = SessionSettings(
-        cold=iterations if iterations is not None else cold,
-        warm=iterations if iterations is not None else warm,
-        tolerance=tolerance,
-        fit=fit,  # checked by SessionSettings, with a message
+        policy=choose_policy(iterations, cold, warm, tolerance, deadline_ms, max_iterations),
+        carry=warm != 0,
+        fit=fit,  # type: ignore[arg-type]  # checked by SessionSettings, with a message
         confidence=confidence,
     )
     with ExitStack() as stack:
@@ -82,6 +90,41 @@ def run(
         if written:
             typer.echo(f"wrote {written}")
         next_step("edge-mdeq", "run", str(bundle), source, "display://")
+
+
+def choose_policy(
+    iterations: int | None,
+    cold: int | None,
+    warm: int | None,
+    tolerance: float | None,
+    deadline_ms: float | None,
+    max_iterations: int | None,
+) -> Policy:
+    """When a solve stops, by the options.
+
+    Raises:
+        ConfigError: options that contradict each other, or a number that makes no sense.
+    """
+    from mdeq_runtime import FixedIterations, UntilDeadline, UntilTolerance
+
+    if iterations is not None and (cold is not None or warm is not None):
+        raise ConfigError("--iterations sets both --cold and --warm; give it or them")
+    fixed = iterations is not None or cold is not None or bool(warm)
+    if fixed and (deadline_ms is not None or max_iterations is not None):
+        other = "--deadline-ms" if deadline_ms is not None else "--max-iterations"
+        raise ConfigError(f"{other} contradicts a fixed number of evaluations; give one of them")
+    limits: dict[str, Any] = {
+        name: value
+        for name, value in (("tol", tolerance), ("max_iterations", max_iterations))
+        if value is not None
+    }
+    if deadline_ms is not None:
+        return UntilDeadline(deadline_ms, **limits)
+    if not fixed and limits:
+        return UntilTolerance(**limits)
+    if iterations is not None:
+        return FixedIterations(iterations, **limits)
+    return FixedIterations(warm or None, cold or 0, **limits)
 
 
 def keep_libraries_quiet() -> None:

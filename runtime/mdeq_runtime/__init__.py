@@ -5,7 +5,17 @@ source -> latest-frame slot -> session -> sinks
 """
 
 from mdeq_runtime.model import Model
+from mdeq_runtime.policies import FixedIterations, UntilDeadline, UntilTolerance
 from mdeq_runtime.results import Frame, Result
 from mdeq_runtime.session import Session, SessionSettings
 
-__all__ = ["Frame", "Model", "Result", "Session", "SessionSettings"]
+__all__ = [
+    "FixedIterations",
+    "Frame",
+    "Model",
+    "Result",
+    "Session",
+    "SessionSettings",
+    "UntilDeadline",
+    "UntilTolerance",
+]

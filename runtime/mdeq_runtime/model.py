@@ -11,7 +11,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_mdeq.bundle import open_bundle
-from edge_mdeq.errors import SessionError
 from mdeq_runtime.backends.ort_cpu import PROFILE, OrtCpuBackend
 from mdeq_runtime.results import Frame, Result
 from mdeq_runtime.session import Session, SessionSettings
@@ -63,18 +62,13 @@ class Model:
             SessionError: a tolerance that the graphs' precision cannot meet, or counts that cannot
                 be made of the bundle's rungs.
         """
-        settings, profile = settings or self.settings, self.bundle.profile(PROFILE)
-        if settings.tolerance < profile.residual_floor:
-            raise SessionError(
-                f"tolerance {settings.tolerance:g} is below what these graphs can reach in half "
-                f"precision, {profile.residual_floor:.1e}; raise it, or export without --half"
-            )
-        return Session(self.manifest, profile.rungs, self.backend, settings)
+        profile = self.bundle.profile(PROFILE)
+        return Session(self.manifest, profile, self.backend, settings or self.settings)
 
     def __call__(self, frame: NDArray[np.uint8]) -> Result:
         """Answer one BGR image (h, w, 3) uint8 by itself, from a cold start."""
         if self.single is None:
-            self.single = self.session(replace(self.settings, warm=0))
+            self.single = self.session(replace(self.settings, carry=False))
         return self.single(frame)
 
     def stream(self, source: str | Iterable[NDArray[np.uint8]]) -> Iterator[Result]:

@@ -5,19 +5,21 @@ from __future__ import annotations
 import math
 import threading
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
-from edge_mdeq.bundle import Manifest, Rung
+from edge_mdeq.bundle import Manifest, Profile
 from edge_mdeq.errors import ConfigError, SessionError
 from edge_mdeq.fitting import FIT_MODES, Fit, FitMode, fit_image, plan_fit, resize
 from mdeq_runtime.backends import Answer, Backend
+from mdeq_runtime.cuts import CutDetector
 from mdeq_runtime.frames import check_frame
-from mdeq_runtime.ladder import cold_plan, default_counts, plan
+from mdeq_runtime.policies import FixedIterations, Policy
 from mdeq_runtime.results import Frame, Result
+from mdeq_runtime.solving import NON_FINITE, make_solver
 
 __all__ = ["Session", "SessionSettings"]
 
@@ -27,33 +29,40 @@ class SessionSettings:
     """How a session solves.
 
     Attributes:
-        cold: evaluations of f for a frame without a usable predecessor; None: the largest rung.
-        warm: evaluations for a frame that starts from the last equilibrium; None: two if the
-            ladder has it. 0 never carries a state: every frame is cold.
-        tolerance: relative residual at or below which a result counts as converged (0.05 is what
-            the authors of DEQ call good convergence).
-        restart_above: a warm frame that ends with a residual above this had little to do with the
-            last one, such as after a cut; it is answered from a cold start instead.
+        policy: when a solve stops.
+        carry: whether a frame may start from the last one's equilibrium; else every frame is cold.
+        restart_above: a warm start with a residual above this had little to do with the last frame
+            and is given up for a cold one. None: 0.25 after a fixed number of evaluations, 0.75
+            after the first evaluation under any other policy.
+        reset_on_cut: whether a frame of another scene starts cold, before anything is computed.
         fit: how frames of another size meet the model's: "stretch", "letterbox" or "crop".
         confidence: whether results carry a confidence map.
     """
 
-    cold: int | None = None
-    warm: int | None = None
-    tolerance: float = 0.05
-    restart_above: float = 0.25
+    policy: Policy = field(default_factory=FixedIterations)
+    carry: bool = True
+    restart_above: float | None = None
+    reset_on_cut: bool = True
     fit: FitMode = "stretch"
     confidence: bool = False
 
     def __post_init__(self) -> None:
-        if self.cold is not None and self.cold < 1:
-            raise ConfigError(f"cold iterations is {self.cold}, need at least 1")
-        if self.warm is not None and self.warm < 0:
-            raise ConfigError(f"warm iterations is {self.warm}, need at least 0")
-        if not self.tolerance > 0 or not self.restart_above > 0:
-            raise ConfigError("tolerance and restart_above must be positive")
+        if not isinstance(self.policy, Policy):
+            raise ConfigError(
+                f"policy is {self.policy!r}, must be a FixedIterations, UntilTolerance or "
+                "UntilDeadline"
+            )
+        if self.restart_above is not None and not self.restart_above > 0:
+            raise ConfigError(f"restart_above is {self.restart_above}, must be positive")
         if self.fit not in FIT_MODES:
             raise ConfigError(f"unknown fit {self.fit!r}, known: {', '.join(FIT_MODES)}")
+
+    @property
+    def giving_up(self) -> float:
+        """``restart_above``, or what suits the policy."""
+        if self.restart_above is not None:
+            return self.restart_above
+        return 0.25 if isinstance(self.policy, FixedIterations) else 0.75
 
 
 class Session:
@@ -61,33 +70,34 @@ class Session:
 
     Args:
         manifest: of the bundle.
-        rungs: the ladder of the backend's profile.
+        profile: the backend's.
         backend: what runs the graphs; shared with other sessions, closed by its owner.
         settings: how to solve.
 
     Raises:
-        SessionError: the counts asked for cannot be made of the bundle's rungs.
+        SessionError: the counts asked for cannot be made of the bundle's rungs, or a tolerance is
+            below what its precision can reach.
     """
 
     def __init__(
         self,
         manifest: Manifest,
-        rungs: tuple[Rung, ...],
+        profile: Profile,
         backend: Backend,
         settings: SessionSettings | None = None,
     ) -> None:
         self.manifest = manifest
         self.settings = settings or SessionSettings()
-        cold, warm = default_counts(rungs)
-        cold = cold if self.settings.cold is None else self.settings.cold
-        warm = warm if self.settings.warm is None else self.settings.warm
-        self.warm_plan = plan(rungs, warm) if warm else ()
-        self.cold_plan = cold_plan(rungs, cold, self.warm_plan)
-        self.backend = backend
-        for rung in {*self.cold_plan, *self.warm_plan}:  # and no others
-            backend.load(rung)
+        policy, carry = self.settings.policy, self.settings.carry
+        if policy.tol < profile.residual_floor:
+            raise SessionError(
+                f"tolerance {policy.tol:g} is below what these graphs can reach in half "
+                f"precision, {profile.residual_floor:.1e}; raise it, or export without --half"
+            )
+        self.solver = make_solver(backend, profile, policy, carry, self.settings.giving_up)
         self.state: Any = backend.new_state()
         self.fit: Fit | None = None
+        self.cuts = CutDetector()
         self.cold_reason = "first frame"  # why the next frame starts cold; "" if it may be warm
         self.lock = threading.Lock()
         self.closed = False
@@ -116,63 +126,53 @@ class Session:
         started = time.perf_counter()
         fit = self.fit_for(frame)
         image = fit_image(frame.image, fit)[..., ::-1]  # BGR to RGB, once it is small
+        reason = self.why_cold(image)
         fitted = time.perf_counter()
-        reason = self.cold_reason or ("" if self.warm_plan else "warm start is off")
-        iterations, found = 0, None
-        if not reason:
-            found = self.solve(self.warm_plan, image)
-            iterations = count(self.warm_plan)
-            reason = self.why_restart(found.residual)
-        if found is None or reason:
-            self.state.reset()
-            found = self.solve(self.cold_plan, image)
-            iterations += count(self.cold_plan)
-        if not math.isfinite(found.residual):
-            self.cold_reason = "reset: non-finite state"
+        solved = self.solver.solve(image, self.state, reason, fitted - started)
+        answer = solved.answer
+        if not math.isfinite(answer.residual):
+            self.cold_reason = NON_FINITE
             raise SessionError(
                 f"frame {frame.index}: the solve ended in NaN or infinity from a cold start; the "
                 "weights do not suit this solver, or the bundle is damaged"
             )
         self.cold_reason = ""
-        solved = time.perf_counter()
-        output, confidence = self.restore(found, fit)
+        found = time.perf_counter()
+        output, confidence = self.restore(answer, fit)
         done = time.perf_counter()
+        self.solver.note_rest(done - found)
         return Result(
             output=output,
             confidence=confidence,
-            iterations=iterations,
-            residual=found.residual,
-            converged=found.residual <= self.settings.tolerance,
-            warm=not reason,
-            reason=reason,
+            iterations=solved.iterations,
+            residual=answer.residual,
+            converged=answer.residual <= self.settings.policy.tol,
+            warm=not solved.reason,
+            reason=solved.reason,
             times={
                 "fit": 1e3 * (fitted - started),
-                "solve": 1e3 * (solved - fitted),
-                "restore": 1e3 * (done - solved),
+                **solved.times,
+                "restore": 1e3 * (done - found),
             },
             index=frame.index,
             timestamp=frame.timestamp,
         )
 
-    def solve(self, rungs: tuple[Rung, ...], image: NDArray[np.uint8]) -> Answer:
-        """Run a chain of rungs; the answer of the last one."""
-        for rung in rungs:
-            found = self.backend.run(rung, image, self.state)
-        return found
-
-    def why_restart(self, residual: float) -> str:
-        """Why a warm solve with this residual must be done again from cold; "" if it stands."""
-        if not math.isfinite(residual):
-            return "reset: non-finite state"
-        if residual > self.settings.restart_above:
-            return f"reset: residual {residual:.2f} after a warm start"
-        return ""
+    def why_cold(self, image: NDArray[np.uint8]) -> str:
+        """Why a frame must start from zero; "" if it may start from the last equilibrium."""
+        if not self.settings.carry:
+            return "warm start is off"
+        cut = self.cuts(image) if self.settings.reset_on_cut else 0.0
+        if self.cold_reason:
+            return self.cold_reason
+        return f"reset: scene cut, {cut:.0%} of full scale" if cut else ""
 
     def fit_for(self, frame: Frame) -> Fit:
         """The fit for the frame's size; another size than the last frame's forces a cold start."""
         size = cast("tuple[int, int]", frame.image.shape[:2])
         if self.fit is None or self.fit.frame != size:
             if self.fit is not None:
+                self.cuts.forget()
                 self.cold_reason = f"reset: frame size changed from {self.fit.frame} to {size}"
             self.fit = plan_fit(size, self.manifest.input.size, self.settings.fit)
         return self.fit
@@ -198,8 +198,3 @@ class Session:
 
     def __exit__(self, *exc: object) -> None:
         self.close()
-
-
-def count(rungs: tuple[Rung, ...]) -> int:
-    """Evaluations of f that a chain costs."""
-    return sum(rung.evaluations for rung in rungs)

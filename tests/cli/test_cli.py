@@ -169,6 +169,25 @@ def test_run_json_is_one_object_that_counts_the_frames(
     assert {"fit", "solve", "restore", "read", "write"} <= set(summary["stages"])
 
 
+@pytest.mark.parametrize(
+    ("options", "most"),
+    [
+        (["--tolerance", "1e-9", "--max-iterations", "3"], 3),
+        (["--max-iterations", "3", "--tolerance", "1e9"], 1),
+        (["--deadline-ms", "0.001"], 1),
+        (["--deadline-ms", "60000", "--tolerance", "1e-9", "--max-iterations", "5"], 5),
+        (["--warm", "0"], 4),
+    ],
+)
+def test_run_stops_each_solve_as_its_options_say(
+    segmenter_bundle: Path, tmp_path: Path, options: list[str], most: int
+) -> None:
+    clip = write_video(tmp_path / "clip.avi", 2)
+    done = call("run", segmenter_bundle, clip, *options, "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["mean_iterations"] == most
+
+
 def test_run_and_load_repeat_what_the_export_warned_of(
     segmenter_bundle: Path,
     own_copy: Callable[[Path], Path],
@@ -202,6 +221,12 @@ Refusal = Callable[[Path, Path], list[str | Path]]
             lambda b, d: ["run", b, "clip.avi", "--iterations", "2", "--warm", "1"],
             "--iterations sets both",
         ),
+        (
+            lambda b, d: ["run", b, "clip.avi", "--warm", "1", "--deadline-ms", "33"],
+            "--deadline-ms contradicts a fixed number",
+        ),
+        (lambda b, d: ["run", b, "clip.avi", "--deadline-ms", "0"], "must be positive"),
+        (lambda b, d: ["run", b, "clip.avi", "--tolerance", "-1"], "must be positive"),
         (lambda b, d: ["inspect", d], "is not a bundle"),
         (lambda b, d: ["export", "gone.safetensors", "-o", "x.mdeq"], "does not exist"),
         (

@@ -79,6 +79,8 @@ def test_exported_names_exist_and_are_no_more_than_meant() -> None:
     import mdeq_runtime
 
     assert set(edge_mdeq.__all__) == {"__version__", "export", "load", "val"}
-    assert set(mdeq_runtime.__all__) == {"Frame", "Model", "Result", "Session", "SessionSettings"}
+    policies = {"FixedIterations", "UntilTolerance", "UntilDeadline"}
+    solving = {"Frame", "Model", "Result", "Session", "SessionSettings"}
+    assert set(mdeq_runtime.__all__) == solving | policies
     for package in (edge_mdeq, mdeq_runtime):
         assert all(hasattr(package, name) for name in package.__all__)

@@ -28,7 +28,7 @@ from mdeq_export.convergence import Goal
 from mdeq_export.images import scene
 from mdeq_export.pieces import Inject
 from mdeq_export.verify import distance, open_session
-from mdeq_runtime.session import SessionSettings
+from mdeq_runtime import SessionSettings, UntilTolerance
 
 Copy = Callable[[Path], Path]
 Feeds = dict[str, NDArray[Any]]
@@ -170,7 +170,7 @@ def test_a_tolerance_below_the_floor_is_refused(
     with edge_mdeq.load(tmp_path / "a.mdeq") as model:
         assert model(PICTURES[0]).output.shape == (64, 96)
         with pytest.raises(SessionError, match=r"tolerance 0\.001 is below .* 3\.0e-03"):
-            model.session(SessionSettings(tolerance=1e-3))
+            model.session(SessionSettings(UntilTolerance(1e-3)))
 
 
 def test_a_misspelt_target_is_refused_at_once() -> None:

@@ -10,21 +10,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mdeq_runtime import Model, SessionSettings
+from mdeq_runtime import FixedIterations, Model, SessionSettings
 from mdeq_runtime.memory import resident_bytes
 
-CALM = SessionSettings(cold=4, warm=2, restart_above=1e9)
+CALM = SessionSettings(FixedIterations(2, cold=4), restart_above=1e9, reset_on_cut=False)
 
 OPEN_AND_CLOSE = """
 import sys
 from pathlib import Path
 import numpy as np
-from mdeq_runtime import Model, SessionSettings
+from mdeq_runtime import FixedIterations, Model, SessionSettings
 from mdeq_runtime.memory import resident_bytes
 
 frame = np.zeros((64, 96, 3), np.uint8)
 for turn in range(30):
-    with Model(Path(sys.argv[1]), SessionSettings(cold=1, warm=2), threads=1) as model:
+    with Model(Path(sys.argv[1]), SessionSettings(FixedIterations(2, cold=1)), threads=1) as model:
         with model.session() as session:  # loads two graphs
             for _ in range(3):
                 session(frame)

@@ -18,14 +18,21 @@ from numpy.typing import NDArray
 import edge_mdeq
 from edge_mdeq.bundle import Rung
 from edge_mdeq.errors import BundleError, ConfigError, FrameError, SessionError
-from mdeq_runtime import Frame, Model, Result, Session, SessionSettings
+from mdeq_runtime import FixedIterations, Frame, Model, Result, Session, SessionSettings
 from mdeq_runtime.backends import Answer
 
 Picture = NDArray[np.uint8]
 Copy = Callable[[Path], Path]
 
 SIZE = (64, 96)
-CALM = SessionSettings(restart_above=1e9)  # never restarts for its residual
+# starts cold for neither its residual nor its picture
+CALM = SessionSettings(restart_above=1e9, reset_on_cut=False)
+
+
+def calm(warm: int | None = None, cold: int | None = None, **others: Any) -> SessionSettings:
+    """``CALM`` with fixed counts; ``warm`` 0: every frame is cold."""
+    policy = FixedIterations(warm or None, cold or 0)
+    return replace(CALM, policy=policy, carry=warm != 0, **others)
 
 
 def picture(seed: int, size: tuple[int, int] = SIZE) -> Picture:
@@ -76,7 +83,7 @@ def test_a_cold_frame_is_what_the_graph_says_of_its_rgb_pixels(
         graph.run(names, feeds | {"image": np.ascontiguousarray(image)[None]})
         for image in (frame[..., ::-1], frame)
     ]
-    found = model.session(replace(CALM, cold=4, warm=0, confidence=True))(frame)
+    found = model.session(calm(cold=4, warm=0, confidence=True))(frame)
     mask, confidence, residual = answers[0]
     assert (found.output == mask[0]).mean() > 0.999
     assert found.residual == pytest.approx(float(residual[0]), rel=1e-4)
@@ -88,33 +95,33 @@ def test_a_cold_frame_is_what_the_graph_says_of_its_rgb_pixels(
 
 @pytest.mark.parametrize("frames", [2, 5])
 def test_warm_frames_of_a_still_picture_are_one_long_solve(model: Model, frames: int) -> None:
-    session = model.session(replace(CALM, cold=2, warm=2))
+    session = model.session(calm(cold=2, warm=2))
     results = [session(picture(1)) for _ in range(frames)]
     assert [result.warm for result in results] == [False] + [True] * (frames - 1)
     assert [result.iterations for result in results] == [2] * frames
-    assert_same(results[-1], model.session(replace(CALM, cold=2 * frames, warm=0))(picture(1)))
+    assert_same(results[-1], model.session(calm(cold=2 * frames, warm=0))(picture(1)))
 
 
 def test_a_still_picture_converges(classifier: Model) -> None:
     """The classifier's f contracts; each warm frame brings it nearer, however loose it began."""
     frame = picture(1, (32, 32))
-    with classifier.session(replace(CALM, cold=2, warm=2, tolerance=0.02)) as session:
+    with classifier.session(replace(CALM, policy=FixedIterations(2, tol=0.02))) as session:
         results = [session(frame) for _ in range(20)]
     assert results[0].residual > 0.02 > results[-1].residual
     assert [r.converged for r in results] == [r.residual <= 0.02 for r in results]
 
 
 def test_a_changed_picture_starts_from_the_carried_state(model: Model) -> None:
-    session = model.session(replace(CALM, cold=4, warm=1))
+    session = model.session(calm(cold=4, warm=1))
     session(picture(1))
     warm = session(picture(2))
-    cold = model.session(replace(CALM, cold=1, warm=0))(picture(2))
+    cold = model.session(calm(cold=1, warm=0))(picture(2))
     assert warm.warm
     assert warm.residual != pytest.approx(cold.residual, rel=1e-2)
 
 
 def test_without_warm_start_every_frame_stands_alone(model: Model) -> None:
-    session = model.session(replace(CALM, cold=2, warm=0))
+    session = model.session(calm(cold=2, warm=0))
     first, _, third = (session(picture(seed)) for seed in (1, 2, 1))
     assert np.array_equal(first.output, third.output)
     assert third.reason == "warm start is off"
@@ -160,7 +167,7 @@ def test_another_frame_size_starts_cold(model: Model) -> None:
 
 
 def test_a_warm_solve_that_ends_badly_is_done_again_from_cold(model: Model) -> None:
-    strict = model.session(SessionSettings(restart_above=1e-6))
+    strict = model.session(replace(CALM, restart_above=1e-6))
     strict(picture(0))
     found = strict(picture(1))
     assert not found.warm
@@ -171,7 +178,7 @@ def test_a_warm_solve_that_ends_badly_is_done_again_from_cold(model: Model) -> N
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_a_poisoned_state_is_dropped(model: Model, value: float) -> None:
-    session = model.session(replace(CALM, warm=1))
+    session = model.session(calm(warm=1))
     session(picture(0))
     poke(session, value)
     found = session(picture(1))
@@ -184,7 +191,7 @@ def test_a_poisoned_state_is_dropped(model: Model, value: float) -> None:
 def test_a_poisoned_state_never_reaches_an_answer(model: Model) -> None:
     """Whichever number of evaluations meets it."""
     for warm in (1, 2, 4):
-        session = model.session(replace(CALM, warm=warm))
+        session = model.session(calm(warm=warm))
         session(picture(0))
         poke(session, float("nan"))
         found = session(picture(1))
@@ -196,7 +203,7 @@ def test_a_poisoned_state_never_reaches_an_answer(model: Model) -> None:
 def test_nan_from_a_cold_start_is_an_error_and_not_an_answer(
     model: Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    session = model.session(replace(CALM, cold=1, warm=1))
+    session = model.session(calm(cold=1, warm=1))
     session(picture(0))
     state = session.state
     with monkeypatch.context() as patch:
@@ -298,19 +305,18 @@ def test_a_bad_frame_is_refused_and_the_stream_goes_on(model: Model, bad: Any) -
 
 
 def test_counts_that_the_ladder_cannot_make_are_refused(model: Model) -> None:
-    rungs = tuple(r for r in model.bundle.profile("ort-cpu").rungs if r.evaluations > 1)
+    whole = model.bundle.profile("ort-cpu")
+    profile = replace(whole, rungs=tuple(r for r in whole.rungs if r.evaluations > 1))
     with pytest.raises(SessionError, match="3 iterations cannot be made"):
-        Session(model.manifest, rungs, model.backend, SessionSettings(cold=3))
+        Session(model.manifest, profile, model.backend, calm(cold=3))
 
 
 @pytest.mark.parametrize(
     "wrong",
     [
-        {"cold": 0},
-        {"warm": -1},
-        {"tolerance": 0.0},
-        {"tolerance": float("nan")},
+        {"policy": 4},
         {"restart_above": -1.0},
+        {"restart_above": float("nan")},
         {"fit": "strech"},
     ],
 )
@@ -360,7 +366,7 @@ def test_two_sessions_share_graphs_but_no_state(model: Model) -> None:
 
 
 def test_calls_from_two_threads_take_turns(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
-    session = model.session(replace(CALM, cold=2, warm=2))
+    session = model.session(calm(cold=2, warm=2))
     inside, most = 0, 0
     residuals: list[float] = []  # in the order of the runs
     run = model.backend.run
@@ -387,7 +393,7 @@ def test_calls_from_two_threads_take_turns(model: Model, monkeypatch: pytest.Mon
         thread.join(timeout=30)
     assert most == 1
     assert sum(not result.warm for result in results) == 1
-    alone = [model.session(replace(CALM, cold=2 * n, warm=0)) for n in (1, 5, 10)]
+    alone = [model.session(calm(cold=2 * n, warm=0)) for n in (1, 5, 10)]
     expected = [session(picture(1)).residual for session in alone]
     assert [residuals[0], residuals[4], residuals[9]] == pytest.approx(expected, rel=1e-2)
 
@@ -398,9 +404,9 @@ def test_calls_from_two_threads_take_turns(model: Model, monkeypatch: pytest.Mon
 def test_only_the_rungs_in_use_are_loaded(segmenter_bundle: Path) -> None:
     with Model(segmenter_bundle, CALM) as opened:
         assert not opened.backend.sessions
-        opened.session(SessionSettings(cold=4, warm=2))
+        opened.session(calm(cold=4, warm=2))
         assert [Path(name).stem for name in opened.backend.sessions] == ["solve-k2"]
-        opened.session(SessionSettings(cold=1, warm=0))
+        opened.session(calm(cold=1, warm=0))
         assert [Path(name).stem for name in opened.backend.sessions] == ["solve-k2", "solve-k1"]
 
 
@@ -423,8 +429,8 @@ def test_an_altered_graph_is_never_used(segmenter_bundle: Path, own_copy: Copy) 
     flip(path / "graphs" / "ort-cpu" / "solve-k2.onnx")
     with Model(path, CALM) as opened:
         with pytest.raises(BundleError, match=r"solve-k2\.onnx does not have the SHA-256"):
-            opened.session(SessionSettings(cold=2))
-        assert opened.session(SessionSettings(cold=1, warm=1))(picture(0)).iterations == 1
+            opened.session(calm(cold=2))
+        assert opened.session(calm(cold=1, warm=1))(picture(0)).iterations == 1
 
 
 def test_a_missing_graph_is_named(segmenter_bundle: Path, own_copy: Copy) -> None:
@@ -434,7 +440,7 @@ def test_a_missing_graph_is_named(segmenter_bundle: Path, own_copy: Copy) -> Non
         Model(path, CALM) as opened,
         pytest.raises(BundleError, match=r"solve-k4\.onnx is missing"),
     ):
-        opened.session(SessionSettings(cold=4, warm=0))
+        opened.session(calm(cold=4, warm=0))
 
 
 # Streams

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from edge_mdeq.bundle import Rung
+from edge_mdeq.bundle import Parts, Rung
 
 __all__ = ["Answer", "Backend", "StreamState"]
 
@@ -29,25 +29,41 @@ class Answer:
 
 
 class StreamState(Protocol):
-    """One stream's equilibrium, resident where the graphs run."""
+    """One stream's equilibrium and its solver's history, resident where the graphs run."""
 
     def reset(self) -> None:
-        """Back to the cold start z = 0."""
+        """Back to the cold start z = 0, with an empty history."""
+
+    def restart(self) -> None:
+        """Keep the equilibrium and empty the history: a new solve starts from it."""
 
 
 class Backend(Protocol):
-    """Runs the rungs of one bundle; several streams may share it, each with its own state."""
+    """Runs the graphs of one bundle; several streams may share it, each with its own state.
+
+    ``run`` is a whole solve. ``inject``, ``advance`` and ``readout`` are the same in parts: what
+    they hand to each other stays in the state.
+    """
 
     name: str
 
-    def load(self, rung: Rung) -> None:
-        """Make ``rung`` ready; loading it again does nothing."""
+    def load(self, graph: str) -> None:
+        """Make a graph ready; loading it again does nothing."""
 
     def new_state(self) -> Any:
-        """A cold ``StreamState`` for ``run``."""
+        """A cold ``StreamState``."""
 
     def run(self, rung: Rung, image: NDArray[np.uint8], state: Any) -> Answer:
-        """Run ``rung`` on ``image`` (H, W, 3) RGB from ``state``, which moves on in place."""
+        """Solve for ``image`` (H, W, 3) RGB from ``state``, which moves on in place."""
+
+    def inject(self, parts: Parts, image: NDArray[np.uint8], state: Any) -> None:
+        """Put the injection of ``image`` (H, W, 3) RGB into ``state``."""
+
+    def advance(self, rung: Rung, state: Any) -> float:
+        """Go on from ``state``, which moves on in place; the residual of the last iterate."""
+
+    def readout(self, parts: Parts, state: Any) -> Answer:
+        """The answer of what the last ``advance`` evaluated, with its residual."""
 
     def close(self) -> None:
         """Let go of graphs and memory; using it afterwards is a SessionError."""

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
+from collections.abc import Callable
+from functools import cached_property, lru_cache
 from types import ModuleType
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from edge_mdeq.bundle import Bundle, Rung, TensorSpec
+from edge_mdeq.bundle import Bundle, Manifest, Parts, Rung, TensorSpec
 from edge_mdeq.errors import BundleError, SessionError, require
 from mdeq_runtime.backends import Answer
 from mdeq_runtime.memory import limit_heaps
@@ -22,48 +23,77 @@ PROFILE = "ort-cpu"
 class OrtState:
     """A stream's buffers: two sets of state that take turns as input and output, and the rest.
 
-    ONNX Runtime reads and writes the NumPy arrays themselves; nothing is copied per frame.
+    ONNX Runtime reads and writes the NumPy arrays themselves; nothing is copied per frame. What
+    only a solve in parts needs is allocated at the first one.
     """
 
-    def __init__(self, ort: Any, bundle: Bundle) -> None:
-        manifest = bundle.manifest
+    def __init__(self, ort: Any, manifest: Manifest) -> None:
+        self.manifest = manifest
+        self.wrap = ort.OrtValue.ortvalue_from_numpy
         self.image = allocate(manifest.input.tensor)
         self.output = allocate(manifest.output.tensor)
         self.confidence = allocate(manifest.confidence) if manifest.confidence else None
         self.residual = allocate(manifest.residual)
         self.states = [[allocate(spec) for spec in manifest.states] for _ in range(2)]
+        self.history: list[list[NDArray[Any]]] = [[], []]
         self.turn = 0  # which of the two sets is the input of the next run
         self.bindings: dict[tuple[str, int], Any] = {}
-        wrap = ort.OrtValue.ortvalue_from_numpy
-        self.fixed_inputs = {manifest.input.tensor.name: wrap(self.image)}
-        self.fixed_outputs = {
-            manifest.output.tensor.name: wrap(self.output),
-            manifest.residual.name: wrap(self.residual),
-        }
+        self.image_in = {manifest.input.tensor.name: self.wrap(self.image)}
+        self.residual_out = {manifest.residual.name: self.wrap(self.residual)}
+        self.answer_out = {manifest.output.tensor.name: self.wrap(self.output)}
         if manifest.confidence is not None:
-            self.fixed_outputs[manifest.confidence.name] = wrap(self.confidence)
-        self.wrapped = [[wrap(array) for array in arrays] for arrays in self.states]
-        self.names = [spec.name for spec in manifest.states]
-        self.next_names = list(manifest.state_outputs)
+            self.answer_out[manifest.confidence.name] = self.wrap(self.confidence)
+        self.state_values = [[self.wrap(array) for array in arrays] for arrays in self.states]
 
     def reset(self) -> None:
-        """Back to z = 0."""
+        """Back to z = 0, with an empty history."""
         for array in self.states[self.turn]:
             array.fill(0)
+        self.restart()
 
-    def binding(self, graph: str, session: Any) -> Any:
-        """The I/O binding of a graph for the present turn, made once."""
-        key = (graph, self.turn)
-        if key not in self.bindings:
-            binding = session.io_binding()
-            inputs = dict(zip(self.names, self.wrapped[self.turn], strict=True))
-            outputs = dict(zip(self.next_names, self.wrapped[1 - self.turn], strict=True))
-            for name, value in (self.fixed_inputs | inputs).items():
-                binding.bind_ortvalue_input(name, value)
-            for name, value in (self.fixed_outputs | outputs).items():
-                binding.bind_ortvalue_output(name, value)
-            self.bindings[key] = binding
-        return self.bindings[key]
+    def restart(self) -> None:
+        """Empty the solver's history."""
+        for array in self.history[self.turn]:
+            array.fill(0)
+
+    @cached_property
+    def injection(self) -> dict[str, Any]:
+        return {self.manifest.injection.name: self.wrap(allocate(self.manifest.injection))}
+
+    @cached_property
+    def history_values(self) -> list[list[Any]]:
+        self.history = [[allocate(spec) for spec in self.manifest.history] for _ in range(2)]
+        return [[self.wrap(array) for array in arrays] for arrays in self.history]
+
+    @cached_property
+    def evaluated(self) -> list[Any]:
+        """What ``advance`` evaluated last, where that is not what the solve goes on from."""
+        if self.manifest.values == self.manifest.state_outputs:
+            return []
+        return [self.wrap(allocate(spec)) for spec in self.manifest.states]
+
+    def state_in(self) -> dict[str, Any]:
+        names = [spec.name for spec in self.manifest.states]
+        return dict(zip(names, self.state_values[self.turn], strict=True))
+
+    def state_out(self) -> dict[str, Any]:
+        return dict(zip(self.manifest.state_outputs, self.state_values[1 - self.turn], strict=True))
+
+    def value_out(self) -> dict[str, Any]:
+        return dict(zip(self.manifest.values, self.evaluated, strict=False))
+
+    def value_in(self) -> dict[str, Any]:
+        """What the readout takes, under the names of the states."""
+        names = [spec.name for spec in self.manifest.states]
+        return dict(zip(names, self.evaluated or self.state_values[self.turn], strict=True))
+
+    def history_in(self) -> dict[str, Any]:
+        names = [spec.name for spec in self.manifest.history]
+        return dict(zip(names, self.history_values[self.turn], strict=True))
+
+    def history_out(self) -> dict[str, Any]:
+        outputs = self.history_values[1 - self.turn]
+        return dict(zip(self.manifest.history_outputs, outputs, strict=True))
 
 
 class OrtCpuBackend:
@@ -98,19 +128,19 @@ class OrtCpuBackend:
         for weights in bundle.profile(PROFILE).weights:
             bundle.file(weights.file)
 
-    def load(self, rung: Rung) -> None:
+    def load(self, graph: str) -> None:
         if self.closed:
             raise SessionError("this model is closed; open the bundle again")
-        if rung.graph in self.sessions:
+        if graph in self.sessions:
             return
-        path = self.bundle.file(rung.graph)
+        path = self.bundle.file(graph)
         try:
             session = self.ort.InferenceSession(
                 str(path), self.options(), providers=["CPUExecutionProvider"]
             )
         except Exception as error:  # ONNX Runtime's own exceptions share no public base
             raise BundleError(f"ONNX Runtime cannot load {path}: {error}") from error
-        self.sessions[rung.graph] = session
+        self.sessions[graph] = session
 
     def options(self) -> Any:
         """Settings for a small process: buffers from the shared arena, none planned, no denormals.
@@ -133,17 +163,59 @@ class OrtCpuBackend:
         return options
 
     def new_state(self) -> OrtState:
-        return OrtState(self.ort, self.bundle)
+        return OrtState(self.ort, self.bundle.manifest)
 
     def run(self, rung: Rung, image: NDArray[np.uint8], state: OrtState) -> Answer:
-        self.load(rung)
-        session = self.sessions[rung.graph]
         state.image[0] = image
-        try:
-            session.run_with_iobinding(state.binding(rung.graph, session))
-        except Exception as error:  # see load
-            raise SessionError(f"{rung.graph} failed in ONNX Runtime: {error}") from error
+        self.execute(
+            rung.graph,
+            state,
+            inputs=lambda: state.image_in | state.state_in(),
+            outputs=lambda: state.answer_out | state.residual_out | state.state_out(),
+        )
         state.turn = 1 - state.turn
+        return self.answer(state)
+
+    def inject(self, parts: Parts, image: NDArray[np.uint8], state: OrtState) -> None:
+        state.image[0] = image
+        self.execute(parts.inject, state, lambda: state.image_in, lambda: state.injection)
+
+    def advance(self, rung: Rung, state: OrtState) -> float:
+        self.execute(
+            rung.graph,
+            state,
+            inputs=lambda: state.injection | state.state_in() | state.history_in(),
+            outputs=lambda: (
+                state.value_out() | state.state_out() | state.history_out() | state.residual_out
+            ),
+        )
+        state.turn = 1 - state.turn
+        return float(state.residual[0])
+
+    def readout(self, parts: Parts, state: OrtState) -> Answer:
+        self.execute(parts.readout, state, state.value_in, lambda: state.answer_out)
+        return self.answer(state)
+
+    def execute(
+        self, graph: str, state: OrtState, inputs: Callable[[], Any], outputs: Callable[[], Any]
+    ) -> None:
+        """Run a graph on a state's buffers; its binding for the present turn is made once."""
+        self.load(graph)
+        session, key = self.sessions[graph], (graph, state.turn)
+        if key not in state.bindings:
+            binding = session.io_binding()
+            for name, value in inputs().items():
+                binding.bind_ortvalue_input(name, value)
+            for name, value in outputs().items():
+                binding.bind_ortvalue_output(name, value)
+            state.bindings[key] = binding
+        try:
+            session.run_with_iobinding(state.bindings[key])
+        except Exception as error:  # see load
+            raise SessionError(f"{graph} failed in ONNX Runtime: {error}") from error
+
+    @staticmethod
+    def answer(state: OrtState) -> Answer:
         confidence = None if state.confidence is None else state.confidence[0]
         return Answer(state.output[0], confidence, float(state.residual[0]))
 

@@ -1,0 +1,226 @@
+"""How one frame is solved under a policy: in one graph, or rung by rung until it is enough.
+
+``warm`` says where a solve starts: at the state that the last one left, or at zero. A warm solve
+that goes wrong is done again from zero, and its reason says what went wrong.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edge_mdeq.bundle import Parts, Profile, Rung
+from edge_mdeq.errors import SessionError
+from mdeq_runtime.backends import Answer, Backend
+from mdeq_runtime.ladder import cold_plan, default_counts, plan
+from mdeq_runtime.policies import FixedIterations, Policy, UntilDeadline, UntilTolerance
+
+__all__ = ["Solved", "Solver", "make_solver"]
+
+NON_FINITE = "reset: non-finite state"
+
+
+@dataclass(frozen=True, eq=False)
+class Solved:
+    """A frame's answer, how it was found, and how long that took.
+
+    Attributes:
+        answer: with the residual of the last evaluation.
+        iterations: evaluations of f, those of a start that was given up included.
+        reason: why the answer is from a cold start; "" if it is from a warm one.
+        times: milliseconds by stage.
+    """
+
+    answer: Answer
+    iterations: int
+    reason: str
+    times: dict[str, float]
+
+
+class Solver(Protocol):
+    """Solves frame after frame on the graphs of one backend."""
+
+    def solve(
+        self, image: NDArray[np.uint8], state: Any, reason: str, spent: float = 0.0
+    ) -> Solved:
+        """Answer one image.
+
+        Args:
+            image: (H, W, 3) uint8 RGB of the model's size.
+            state: the stream's; it moves on in place.
+            reason: why this solve must start from zero; "" if it may start from ``state``.
+            spent: seconds of the frame's time that are over.
+        """
+
+    def note_rest(self, seconds: float) -> None:
+        """How long what comes after a solve took; deadlines leave room for it."""
+
+
+def make_solver(
+    backend: Backend, profile: Profile, policy: Policy, carry: bool, restart_above: float
+) -> Solver:
+    """The solver for a policy, its graphs loaded.
+
+    Args:
+        backend: runs the graphs of ``profile``.
+        profile: the bundle's, for that backend.
+        policy: when to stop.
+        carry: whether any solve may start from the last one's state.
+        restart_above: residual above which a warm start is given up: after the solve with a fixed
+            number of evaluations, after the first evaluation with any other policy.
+
+    Raises:
+        SessionError: counts that cannot be made of the bundle's rungs, or a policy that needs a
+            solve in parts, which the bundle lacks.
+    """
+    if isinstance(policy, FixedIterations):
+        return Fixed(backend, profile.rungs, policy, carry, restart_above)
+    if not profile.parts:
+        raise SessionError(
+            f"{type(policy).__name__} needs the solve in parts (inject, advance, readout), which "
+            "this bundle lacks; use FixedIterations, or export it again"
+        )
+    return Stepped(backend, profile.parts[0], policy, restart_above)
+
+
+class Fixed:
+    """So many evaluations, in as few graph runs as the ladder allows."""
+
+    def __init__(
+        self,
+        backend: Backend,
+        rungs: Sequence[Rung],
+        policy: FixedIterations,
+        carry: bool,
+        restart_above: float,
+    ) -> None:
+        self.backend, self.restart_above = backend, restart_above
+        largest, usual = default_counts(rungs)
+        warm = policy.n or usual
+        cold = warm if policy.n and policy.cold is None else policy.cold or largest
+        self.warm_plan = plan(rungs, warm) if carry else ()
+        self.cold_plan = cold_plan(rungs, cold, self.warm_plan)
+        for rung in {*self.cold_plan, *self.warm_plan}:  # and no others
+            backend.load(rung.graph)
+
+    def solve(
+        self, image: NDArray[np.uint8], state: Any, reason: str, spent: float = 0.0
+    ) -> Solved:
+        started = time.perf_counter()
+        iterations, answer = 0, None
+        if not reason:
+            answer, iterations = self.run(self.warm_plan, image, state)
+            if not math.isfinite(answer.residual):
+                reason = NON_FINITE
+            elif answer.residual > self.restart_above:
+                reason = f"reset: residual {answer.residual:.2f} after a warm start"
+        if answer is None or reason:
+            state.reset()
+            answer, more = self.run(self.cold_plan, image, state)
+            iterations += more
+        times = {"solve": 1e3 * (time.perf_counter() - started)}
+        return Solved(answer, iterations, reason, times)
+
+    def run(
+        self, rungs: Sequence[Rung], image: NDArray[np.uint8], state: Any
+    ) -> tuple[Answer, int]:
+        """Run a chain of rungs; the answer of the last one, and the evaluations of all."""
+        for rung in rungs:
+            answer = self.backend.run(rung, image, state)
+        return answer, sum(rung.evaluations for rung in rungs)
+
+    def note_rest(self, seconds: float) -> None:
+        """A fixed number of evaluations takes as long as it takes."""
+
+
+class Pace:
+    """How long a stage usually takes: a running mean, in seconds."""
+
+    KEPT = 0.8  # of the mean, by each further measurement
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+
+    def note(self, seconds: float) -> None:
+        first = self.seconds == 0.0
+        self.seconds = seconds if first else self.KEPT * self.seconds + (1 - self.KEPT) * seconds
+
+
+class Stepped:
+    """The smallest rung over and over, until the residual or the clock says that it is enough.
+
+    Stem and readout run once a frame, however many evaluations lie between. Only one ``advance``
+    graph is loaded, so memory does not depend on the number of evaluations.
+    """
+
+    def __init__(
+        self,
+        backend: Backend,
+        parts: Parts,
+        policy: UntilTolerance | UntilDeadline,
+        restart_above: float,
+    ) -> None:
+        self.backend, self.parts, self.policy = backend, parts, policy
+        self.restart_above = restart_above
+        self.rung = min(parts.advance, key=lambda rung: rung.evaluations)
+        self.limit = policy.ms / 1e3 if isinstance(policy, UntilDeadline) else math.inf
+        self.step, self.read, self.rest = Pace(), Pace(), Pace()
+        for graph in (parts.inject, self.rung.graph, parts.readout):
+            backend.load(graph)
+
+    def solve(
+        self, image: NDArray[np.uint8], state: Any, reason: str, spent: float = 0.0
+    ) -> Solved:
+        started = time.perf_counter()
+        end = started - spent + self.limit
+        if reason:
+            state.reset()
+        else:
+            state.restart()
+        self.backend.inject(self.parts, image, state)
+        injected = now = time.perf_counter()
+        iterations, enough = 0, False
+        while not enough:
+            residual = self.backend.advance(self.rung, state)
+            iterations += self.rung.evaluations
+            before, now = now, time.perf_counter()
+            self.step.note(now - before)
+            given_up = self.why_restart(residual, iterations) if not reason else ""
+            if given_up:
+                reason = given_up
+                state.reset()
+            enough = not given_up and self.is_enough(iterations, residual, end - now)
+        answer = self.backend.readout(self.parts, state)
+        done = time.perf_counter()
+        self.read.note(done - now)
+        times = {
+            "inject": 1e3 * (injected - started),
+            "advance": 1e3 * (now - injected),
+            "readout": 1e3 * (done - now),
+        }
+        return Solved(answer, iterations, reason, times)
+
+    def why_restart(self, residual: float, iterations: int) -> str:
+        """Why a warm solve must start again from zero; "" if it goes well."""
+        if not math.isfinite(residual):
+            return NON_FINITE
+        if iterations == self.rung.evaluations and residual > self.restart_above:
+            return f"reset: residual {residual:.2f} from a warm start"
+        return ""
+
+    def is_enough(self, iterations: int, residual: float, left: float) -> bool:
+        """Whether to stop, with ``left`` seconds to the deadline."""
+        if residual <= self.policy.tol or not math.isfinite(residual):
+            return True
+        if iterations + self.rung.evaluations > self.policy.max_iterations:
+            return True
+        return left < self.step.seconds + self.read.seconds + self.rest.seconds
+
+    def note_rest(self, seconds: float) -> None:
+        self.rest.note(seconds)
