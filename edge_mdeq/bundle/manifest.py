@@ -186,7 +186,7 @@ class Tolerance:
     """What the parity gate allows, from both starts and on every image.
 
     Attributes:
-        atol: largest difference of any state element.
+        atol: largest difference of any element of a state, the residual, scores or a confidence.
         rtol: largest ``||graph - torch|| / ||torch||`` over all scales.
         min_agreement: smallest share of pixels (or images) with the same class.
     """
@@ -216,6 +216,8 @@ class RungParity:
             compared as a whole: largest ``state_rel`` of a single step that starts from torch's
             state. The gate then judges this one.
         reference: "torch", or "parts" for a rung that was added without torch.
+        outputs: largest absolute difference of every floating-point output of the graph, by its
+            name: states, residual, and scores or a mask's confidence. Empty in older bundles.
     """
 
     profile: str
@@ -231,6 +233,7 @@ class RungParity:
     rounding: float = 0.0
     step_rel: float | None = None
     reference: Literal["torch", "parts"] = "torch"
+    outputs: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -59,7 +59,9 @@ def export(
         None, help="Folder of images to measure and verify on, else generated ones."
     ),
     atol: float = typer.Option(
-        None, help="Largest difference of a state element between graph and torch, else 1e-3."
+        None,
+        help="Largest difference of any element between graph and torch, of states, residual, "
+        "confidence or scores; else 1e-3.",
     ),
     rtol: float = typer.Option(
         None, help="Largest relative difference of the states (in norm), else 1e-4."

@@ -38,8 +38,8 @@ def tune(
         None, help="camvid, cityscapes, folder or cifar10; by the task if not given."
     ),
     ignore: list[int] = typer.Option([255], "--ignore", help="Mask values that mean void."),
-    epochs: int = typer.Option(None, min=1, help="Passes over the data, instead of 8."),
-    lr: float = typer.Option(None, help="Highest learning rate, instead of 5e-4."),
+    epochs: int = typer.Option(None, min=1, help="Passes over the data, instead of 12."),
+    lr: float = typer.Option(None, help="Highest learning rate, instead of 1e-3."),
     batch: int = typer.Option(None, min=1, help="Images a step, instead of 8."),
     seed: int = typer.Option(None, help="Another order of images and other crops."),
     max_metric_drop: float = typer.Option(

@@ -40,12 +40,14 @@ class Objective(Protocol):
         headline: the figure that matters, a key of ``score``'s answer.
         train_set, val_set: datasets of (image uint8 (3, h, w), target), of arrays and numbers.
         labels: a name per class.
+        weights: of the classes in the loss, (classes,), or None.
     """
 
     headline: str
     train_set: Any
     val_set: Any
     labels: tuple[str, ...]
+    weights: Tensor | None
 
     def augmentation(self) -> nn.Module:
         """A module from a batch of items, its share of a step and the number of shares to images in

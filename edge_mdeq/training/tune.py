@@ -8,9 +8,10 @@ trained on three answers of its own at once:
 - warm: fewer, from its equilibrium for a slightly moved picture, as a camera sees them in turn;
 - far: some more untracked evaluations and a tracked one, so that its equilibrium stays an answer.
 
-Each should match t (Kullback-Leibler divergence) and the label, and the first two should already be
-where the third ends up. On a share of the steps the Jacobian there is regularised
-(arXiv:2106.14342).
+Each should match t (Kullback-Leibler divergence, in which a pixel weighs as much as the classes
+that t gives it) and the label, and the first two should already be where the third ends up. On a
+share of the steps the Jacobian there is regularised (arXiv:2106.14342). Batch norms keep the
+statistics they have.
 """
 
 from __future__ import annotations
@@ -53,7 +54,9 @@ from edge_mdeq.weights import load_weights, resolve_weights, save_weights
 __all__ = ["TuneReport", "TuneSettings", "choose_recipe", "tune"]
 
 WEIGHTS = "weights.safetensors"
-DEFAULT_OPTIM = OptimConfig(epochs=8, batch=8, lr=5e-4, warmup_steps=30, ema_decay=0.99)
+DEFAULT_OPTIM = OptimConfig(
+    name="muon", epochs=12, batch=8, lr=1e-3, warmup_steps=30, ema_decay=0.99, freeze_norm=True
+)
 MOVED = {"degrees": 1.5, "translate": (0.04, 0.04), "scale": (0.94, 1.06)}  # frame to frame
 
 
@@ -68,7 +71,8 @@ class TuneSettings:
         tol: relative residual at which the teacher counts as converged.
         far: (fewest, most) untracked evaluations after the K.
         label: weight of the labels' loss beside the teacher's.
-        warm_weight: weight of the warm answer beside the cold and the far one.
+        cold_weight, warm_weight, far_weight: how much each answer counts. The cold one is the
+            hardest to get right.
         agree: weight of the distance to the student's own equilibrium.
         jacobian, frequency: weight of the Jacobian penalty, and on which share of the steps.
     """
@@ -77,9 +81,11 @@ class TuneSettings:
     warm: int = 0
     reference: int = 26
     tol: float = 1e-2
-    far: tuple[int, int] = (2, 6)
-    label: float = 0.5
+    far: tuple[int, int] = (2, 10)
+    label: float = 0.3
+    cold_weight: float = 2.0
     warm_weight: float = 0.5
+    far_weight: float = 1.0
     agree: float = 0.5
     jacobian: float = 1.0
     frequency: float = 0.3
@@ -94,6 +100,11 @@ class TuneSettings:
             raise ConfigError(f"warm is {self.warm}, need at least 0")
         if self.warm == 0:
             object.__setattr__(self, "warm", max(1, self.iterations // 2))
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """How much each answer counts, by its name."""
+        return {"cold": self.cold_weight, "warm": self.warm_weight, "far": self.far_weight}
 
     @property
     def counts(self) -> tuple[int, ...]:
@@ -222,9 +233,9 @@ def tune(
         drawn = draw(settings, recipe.seed, step)
         found = run.task(image, move(image), drawn)
         figures = {}
-        for name, weight in (("cold", 1.0), ("warm", settings.warm_weight), ("far", 1.0)):
+        for name, weight in settings.weights.items():
             logits = found[name].float()
-            loss = divergence(logits, found["target"])
+            loss = divergence(logits, found["target"], objective.weights)
             if logits.ndim == 4:
                 logits = upsample(logits, image.shape[2:])
             labelled = objective.loss(logits, target, count)
@@ -317,10 +328,19 @@ def distance(z: State, goal: State) -> Tensor:
     return ((flat - wanted).square().sum(dim=1) / wanted.square().sum(dim=1)).mean()
 
 
-def divergence(logits: Tensor, target: Tensor) -> Tensor:
-    """KL(target || logits) of class distributions (B, classes, ...), mean over all else."""
+def divergence(logits: Tensor, target: Tensor, weights: Tensor | None = None) -> Tensor:
+    """KL(target || logits) of class distributions (B, classes, ...), mean over all else.
+
+    With ``weights`` (classes,) the mean is weighted: an entry counts as much as the weights of its
+    target's classes say, so that rare classes are not lost among the others.
+    """
     have, want = F.log_softmax(logits, dim=1), F.log_softmax(target.float(), dim=1)
-    return (want.exp() * (want - have)).sum(dim=1).mean()
+    entries = (want.exp() * (want - have)).sum(dim=1)
+    if weights is None:
+        return entries.mean()
+    each = weights.to(entries.device).reshape(1, -1, *[1] * (entries.ndim - 1))
+    share = (want.exp() * each).sum(dim=1)
+    return (entries * share).sum() / share.sum()
 
 
 def compare(untuned: MDEQ, tuned: MDEQ, objective: Objective, settings: TuneSettings) -> TuneReport:

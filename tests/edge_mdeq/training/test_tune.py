@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from tiny_data import LABELS, VOID, write_camvid, write_folder
 from tiny_training import CLASSIFIER, SEGMENTER, log_of, same_weights, write_recipe
 from torch import Tensor
@@ -326,6 +327,22 @@ def test_the_divergence_is_kullback_and_leibler_s() -> None:
     )  # fmt: skip
     assert float(divergence(have, want)) == pytest.approx(expected / 6, rel=1e-5)
     assert float(divergence(want + 5, want)) == pytest.approx(0, abs=1e-6)
+
+
+def test_a_weighted_divergence_counts_rare_classes_more() -> None:
+    """Weights of one change nothing; a class of weight zero does not count at all."""
+    have, want = torch.randn(3, 4, 2), torch.randn(3, 4, 2)
+    plain = divergence(have, want)
+    assert float(divergence(have, want, torch.full((4,), 7.0))) == pytest.approx(float(plain))
+    sure = 50 * F.one_hot(torch.tensor([[0, 1], [0, 1]]), 4).permute(0, 2, 1).float()
+    wrong = sure.flip(2)
+    wrong[:, :, 0] = sure[:, :, 0]  # only where the target is class 1
+    even, rare, none = (
+        float(divergence(wrong, sure, torch.tensor([1.0, weight, 1, 1]))) for weight in (1, 9, 0)
+    )
+    assert even == pytest.approx(25, rel=1e-3)
+    assert rare == pytest.approx(45, rel=1e-3)
+    assert none == pytest.approx(0, abs=1e-3)
 
 
 def test_the_distance_is_relative_per_sample() -> None:
