@@ -1,4 +1,4 @@
-"""What goes into a session and what comes out: frames and results. Plain data, no behaviour."""
+"""What goes into a session and what comes out: frames and results."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from edge_mdeq.errors import ConfigError, FrameError
 
 __all__ = ["Frame", "Result"]
 
@@ -43,6 +45,7 @@ class Result:
         reason: why it was cold ("first frame", "reset: ...", ...), or "" when warm.
         times: milliseconds by stage ("fit", "solve", "restore"; the pipeline adds "read").
         index, timestamp: those of the frame.
+        labels, palette: a name and an RGB colour per class, as far as the bundle has them.
     """
 
     output: NDArray[Any]
@@ -55,3 +58,48 @@ class Result:
     times: Mapping[str, float] = field(default_factory=dict)
     index: int = 0
     timestamp: float = 0.0
+    labels: tuple[str, ...] = ()
+    palette: tuple[tuple[int, int, int], ...] = ()
+
+    def to_mask(self) -> NDArray[np.uint8]:
+        """The mask (h, w) uint8 of class indices, at the frame's size.
+
+        Raises:
+            ConfigError: the model is a classifier.
+        """
+        if self.output.ndim != 2:
+            raise ConfigError("a classifier's result has no mask; use top_k() or output")
+        return self.output
+
+    def top_k(self, k: int = 5) -> list[tuple[str, float]]:
+        """(label, score) of the ``k`` likeliest classes, likeliest first.
+
+        For segmentation the score is the share of the frame's pixels, and classes without any are
+        left out.
+        """
+        from mdeq_runtime.answers import UNSEEN, class_shares, label_of, top_scores
+
+        if k < 1:
+            raise ConfigError(f"k is {k}, need at least 1")
+        if self.output.ndim == 2:
+            found = [(i, share) for i, share in class_shares(self.output) if i != UNSEEN][:k]
+        else:
+            found = top_scores(self.output, k)
+        return [(label_of(index, self.labels), score) for index, score in found]
+
+    def overlay(self, frame: NDArray[np.uint8], opacity: float = 0.5) -> NDArray[np.uint8]:
+        """A copy of ``frame`` (h, w, 3) BGR with this answer, a legend and the residual drawn in.
+
+        Raises:
+            FrameError: not a BGR image, or of another size than the answered one.
+        """
+        from mdeq_runtime.frames import check_frame
+        from mdeq_runtime.overlay import draw
+
+        check_frame(frame, "the frame to draw on")
+        if self.output.ndim == 2 and frame.shape[:2] != self.output.shape:
+            raise FrameError(
+                f"the frame to draw on has size {frame.shape[:2]}, the answer {self.output.shape}; "
+                "pass the frame that was answered"
+            )
+        return draw(frame, self, self.labels, self.palette, opacity=opacity)

@@ -156,6 +156,8 @@ class Session:
             },
             index=frame.index,
             timestamp=frame.timestamp,
+            labels=self.manifest.labels,
+            palette=self.manifest.palette,
         )
 
     def why_cold(self, image: NDArray[np.uint8]) -> str:
