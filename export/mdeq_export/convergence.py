@@ -17,8 +17,8 @@ from edge_mdeq.errors import ConfigError, ConvergenceError
 from edge_mdeq.model import MDEQ
 from edge_mdeq.solvers import make_solver
 from edge_mdeq.spectral import spectral_radius
+from mdeq_export.answers import Answer
 from mdeq_export.reference import TorchReference
-from mdeq_export.verify import Answer
 
 __all__ = ["CANDIDATES", "Choice", "Goal", "choose", "equilibria", "largest_radius", "measure"]
 

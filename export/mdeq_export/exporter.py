@@ -34,6 +34,7 @@ from edge_mdeq.model import MDEQ
 from edge_mdeq.solvers import make_solver
 from edge_mdeq.version import __version__
 from edge_mdeq.weights import load_weights
+from mdeq_export.answers import Answer
 from mdeq_export.compose import (
     CONFIDENCE,
     IMAGE,
@@ -60,7 +61,7 @@ from mdeq_export.profiles import lookup_profile
 from mdeq_export.reference import TorchReference
 from mdeq_export.report.measurements import measure_times
 from mdeq_export.report.page import write_report
-from mdeq_export.verify import TOLERANCES, Answer, require_parity, verify
+from mdeq_export.verify import TOLERANCES, require_parity, verify
 
 __all__ = ["ExportSettings", "export_bundle"]
 

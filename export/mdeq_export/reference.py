@@ -17,10 +17,11 @@ from edge_mdeq.model import MDEQ, State
 from edge_mdeq.solvers import Anderson, Solver, relative_residual, solve
 from edge_mdeq.solvers.record import improves
 from edge_mdeq.solvers.residual import select
-from mdeq_export.compose import RESIDUAL, state_names
+from mdeq_export.answers import Answer
+from mdeq_export.compose import CONFIDENCE, OUTPUT, RESIDUAL, state_names
 from mdeq_export.pieces import Inject
 from mdeq_export.readouts import ReadMask, ReadScores
-from mdeq_export.verify import REFERENCE_EVALUATIONS, REFERENCE_TOL, Answer, StepPair
+from mdeq_export.verify import REFERENCE_EVALUATIONS, REFERENCE_TOL, StepPair
 
 __all__ = ["TorchReference"]
 
@@ -57,10 +58,12 @@ class TorchReference:
     def bind(self, images: NDArray[np.uint8]) -> TorchProblem:
         return TorchProblem(self, torch.from_numpy(images))
 
-    def classes(self, z: State) -> Array:
-        """The class indices of a state, (B, H, W) or (B,)."""
-        answer = self.mask(z)[0] if self.segmentation else self.scores(z).argmax(dim=1)
-        return np.asarray(answer.numpy())
+    def readout(self, z: State) -> dict[str, Array]:
+        """What a graph's readout gives for a state, by the names of its outputs."""
+        if self.segmentation:
+            mask, confidence = self.mask(z)
+            return {OUTPUT: mask.numpy(), CONFIDENCE: confidence.numpy()}
+        return {OUTPUT: self.scores(z).numpy()}
 
 
 class TorchProblem:
@@ -167,8 +170,8 @@ class TorchProblem:
         return tuple(torch.from_numpy(z) for z in start)
 
     def answer(self, value: State, residual: Tensor) -> Answer:
-        classes = self.reference.classes(value)
-        return Answer([z.numpy() for z in value], classes, residual.numpy())
+        states, outputs = [z.numpy() for z in value], self.reference.readout(value)
+        return Answer.read(states, residual.numpy(), outputs)
 
 
 def joined(answers: Sequence[Answer]) -> Answer:
@@ -180,6 +183,7 @@ def joined(answers: Sequence[Answer]) -> Answer:
         [np.concatenate(scale) for scale in states],
         np.concatenate([answer.classes for answer in answers]),
         np.concatenate([answer.residual for answer in answers]),
+        {name: np.concatenate([a.readout[name] for a in answers]) for name in answers[0].readout},
     )
 
 

@@ -21,7 +21,8 @@ from edge_mdeq.bundle.measurements import REPORT, read_measurements, update_meas
 from edge_mdeq.bundle.reader import MANIFEST
 from edge_mdeq.bundle.writer import describe_files
 from edge_mdeq.errors import BundleError
-from mdeq_export.compose import IMAGE, INJECTION, OUTPUT, RESIDUAL
+from mdeq_export.answers import Answer
+from mdeq_export.compose import IMAGE, INJECTION, RESIDUAL
 from mdeq_export.graphs import DYNAMIC_TRIED, check_counts, read_pieces, write_rungs
 from mdeq_export.images import verification_images
 from mdeq_export.profiles import lookup_profile
@@ -30,7 +31,6 @@ from mdeq_export.sessions import open_session
 from mdeq_export.verify import (
     REFERENCE_EVALUATIONS,
     REFERENCE_TOL,
-    Answer,
     StepPair,
     require_parity,
     verify,
@@ -242,10 +242,11 @@ class PartsProblem:
             given = {s.name: found[name] for s, name in zip(specs, outputs, strict=True)}
 
     def answer(self, value: list[Array], residual: Array) -> Answer:
-        names = [spec.name for spec in self.reference.manifest.states]
-        (output,) = self.reference.readout.run([OUTPUT], dict(zip(names, value, strict=True)))
-        classes = output.argmax(axis=1) if output.ndim == 2 else output
-        return Answer(value, classes, residual)
+        session, specs = self.reference.readout, self.reference.manifest.states
+        feeds = {spec.name: z for spec, z in zip(specs, value, strict=True)}
+        names = [output.name for output in session.get_outputs()]
+        found = dict(zip(names, session.run(names, feeds), strict=True))
+        return Answer.read(value, residual, found)
 
 
 def better(

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import onnxruntime as ort
@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 
 from edge_mdeq.bundle import Profile, Rung, RungParity, Tolerance, Verification
 from edge_mdeq.errors import ParityError
-from mdeq_export.compose import IMAGE, INJECTION, OUTPUT, RESIDUAL, state_names
+from mdeq_export.answers import NEXT, Answer, Gap, agreement, distance, largest, worst
+from mdeq_export.compose import IMAGE, INJECTION, RESIDUAL, state_names
 from mdeq_export.sessions import open_session
 
 __all__ = [
@@ -35,22 +36,12 @@ __all__ = [
 
 REFERENCE_EVALUATIONS = 60
 REFERENCE_TOL = 1e-4
-SMALL_RESIDUAL = 1e-3  # nobody stops below it
 KINDS = ("warm", "cold")  # starts of a solve
 HELD = 2**28  # bytes of the reference's answers at a time
 TOLERANCES = {"fp32": Tolerance(), "fp16": Tolerance(atol=0.1, rtol=2e-2, min_agreement=0.995)}
 
 Array = NDArray[Any]
 Progress = Callable[[str], None]
-
-
-@dataclass(frozen=True, eq=False)
-class Answer:
-    """A solve's end, for B images: states (B, C_i, H_i, W_i), classes (B, ...), residual (B,)."""
-
-    states: list[Array]
-    classes: Array
-    residual: Array
 
 
 @dataclass(frozen=True, eq=False)
@@ -159,6 +150,12 @@ def require_parity(report: Verification) -> None:
                 f"{where} differs from {rung.reference} by {rung.state_max_abs:.2e} in its "
                 f"states, allowed is {allowed.atol:.0e} (--atol); nothing was written"
             )
+        for name, gap in rung.outputs.items():
+            if not gap <= allowed.atol:
+                raise ParityError(
+                    f"{where} differs from {rung.reference} by {gap:.2e} in its output {name!r}, "
+                    f"allowed is {allowed.atol:.0e} (--atol); nothing was written"
+                )
         if not rung.answer_agreement >= allowed.min_agreement:
             raise ParityError(
                 f"{where} agrees with {rung.reference} on {rung.answer_agreement:.3%} of the "
@@ -257,6 +254,7 @@ class Comparison:
             state_rel=worst(gap.state_rel for gap in gaps),
             residual_max_rel=worst(gap.residual_max_rel for gap in gaps),
             answer_agreement=float(np.min([gap.answer_agreement for gap in gaps])),
+            outputs=largest([gap.outputs for gap in gaps]),
             solver_gap_state=distance(cold.states, solves.goal.states),
             solver_gap_agreement=agreement(cold, solves.goal),
             residual=float(cold.residual.mean()),
@@ -282,6 +280,7 @@ class Comparison:
             state_rel=self.over_images("state_rel", np.max),
             residual_max_rel=self.over_images("residual_max_rel", np.max),
             answer_agreement=self.over_images("answer_agreement", np.mean),
+            outputs=largest([parity.outputs for parity in self.found]),
             solver_gap_state=self.over_images("solver_gap_state", np.mean),
             solver_gap_agreement=self.over_images("solver_gap_agreement", np.mean),
             residual=self.over_images("residual", np.mean),
@@ -295,35 +294,13 @@ class Comparison:
         return float(how([getattr(parity, name) for parity in self.found]))
 
 
-class Gap(NamedTuple):
-    """How far a graph's answer is from the reference's; the fields are those of ``RungParity``."""
-
-    state_max_abs: float
-    state_rel: float
-    residual_max_rel: float
-    answer_agreement: float
-
-    @staticmethod
-    def between(found: Answer, wanted: Answer) -> Gap:
-        """Measure it, on B images."""
-        pairs = list(zip(found.states, wanted.states, strict=True))
-        apart = np.abs(found.residual - wanted.residual)
-        return Gap(
-            state_max_abs=worst(float(np.abs(a - b).max()) for a, b in pairs),
-            state_rel=distance(found.states, wanted.states),
-            # At the equilibrium itself the residual is rounding: compare it with what matters.
-            residual_max_rel=float((apart / np.maximum(wanted.residual, SMALL_RESIDUAL)).max()),
-            answer_agreement=agreement(found, wanted),
-        )
-
-
 def run_graph(session: ort.InferenceSession, images: Array, start: list[Array]) -> Answer:
     """What a ``solve`` graph answers to B images from given states."""
-    names = [OUTPUT, RESIDUAL, *state_names(len(start), "next_state")]
+    names = [output.name for output in session.get_outputs()]
     feeds = {IMAGE: images} | dict(zip(state_names(len(start)), start, strict=True))
-    output, residual, *states = session.run(names, feeds)
-    classes = output.argmax(axis=1) if output.ndim == 2 else output
-    return Answer(states, classes, residual)
+    found = dict(zip(names, session.run(names, feeds), strict=True))
+    states = [found.pop(name) for name in state_names(len(start), NEXT)]
+    return Answer.read(states, found.pop(RESIDUAL), found)
 
 
 def step_error(profile: Profile, rung: Rung, root: Path, solves: Solves) -> float:
@@ -333,7 +310,7 @@ def step_error(profile: Profile, rung: Rung, root: Path, solves: Solves) -> floa
     single = next(step for step in parts.advance if step.evaluations == 1)
     session = open_session(root / single.graph)
     outputs = [output.name for output in session.get_outputs()]
-    groups = [[name for name in outputs if name.startswith(k)] for k in ("value", "next_state")]
+    groups = [[name for name in outputs if name.startswith(k)] for k in ("value", NEXT)]
     u = solves.problem.injection().astype(injection_type(session))
     errors = [0.0]
     for start in (solves.goal.states, None):
@@ -352,26 +329,3 @@ def injection_type(session: ort.InferenceSession) -> type[np.floating[Any]]:
     """The precision that an ``advance`` graph takes its injection in."""
     (takes,) = [given.type for given in session.get_inputs() if given.name == INJECTION]
     return np.float16 if "float16" in takes else np.float32
-
-
-def distance(states: Sequence[Array], reference: Sequence[Array]) -> float:
-    """``||z - z*|| / ||z*||`` over all scales, the largest of any sample."""
-    gap = sum(squares(z - r) for z, r in zip(states, reference, strict=True))
-    size = sum(squares(r) for r in reference)
-    return float(np.sqrt(np.max(gap / np.maximum(size, np.finfo(np.float64).tiny))))
-
-
-def squares(x: Array) -> Array:
-    """Sum of squares per sample, in double precision."""
-    flat = x.reshape(len(x), -1).astype(np.float64)
-    return np.asarray((flat * flat).sum(axis=1))
-
-
-def agreement(found: Answer, wanted: Answer) -> float:
-    """The share of pixels (or images) with the same class."""
-    return float((found.classes == wanted.classes).mean())
-
-
-def worst(values: Iterable[float]) -> float:
-    """The largest; NaN if any is."""
-    return float(np.max(list(values)))

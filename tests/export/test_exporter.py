@@ -239,13 +239,15 @@ def test_broken_graphs_do_not_pass_the_gate(
         ({}, {"state_rel": float("nan")}, "solve-k4 in fp32 differs from torch by nan"),
         ({}, {"state_max_abs": float("nan")}, "solve-k4 in fp32 differs from torch by nan"),
         ({}, {"answer_agreement": float("nan")}, "solve-k4 in fp32 agrees with torch on nan%"),
+        ({}, {"outputs": {"a": 0.0, "b": 2e-3}}, r"by 2\.00e-03 in its output 'b', .* \(--atol\)"),
+        ({}, {"outputs": {"b": float("nan")}}, "by nan in its output 'b'"),
         ({}, {"answer_agreement": 0.9}, r"90\.000% of the answers, required is 99\.9%"),
         ({}, {"step_rel": 2e-4}, r"by 2\.00e-04 in a single step, relative"),
         ({}, {"step_rel": float("nan")}, "by nan in a single step"),
     ],
 )
 def test_the_gate_has_three_bars_and_nan_passes_none(
-    segmenter_bundle: Path, bars: dict[str, float], found: dict[str, float], message: str
+    segmenter_bundle: Path, bars: dict[str, float], found: dict[str, object], message: str
 ) -> None:
     report = open_bundle(segmenter_bundle).manifest.verification
     require_parity(report)

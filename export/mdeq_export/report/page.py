@@ -96,6 +96,7 @@ def write_report(path: Path, manifest: Manifest, images: NDArray[np.uint8], sour
         report=manifest.verification,
         what="pixels" if manifest.task == "segmentation" else "images",
         rows=found,
+        outputs=next((list(row.parity.outputs) for row in found if row.parity.outputs), []),
         data=data,
         measured=measured,
         profile=name,
