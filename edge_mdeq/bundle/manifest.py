@@ -245,7 +245,8 @@ class SolverCurve:
         cost: of one evaluation with the solver's step, estimated; the plain iteration's is 1.
         residual: relative residual, mean over the images.
         worst: the largest of any image.
-        disagreement: share of pixels (or images) with another class than the converged solve.
+        disagreement: share of pixels (or images) with another class than the converged solve; empty
+            for that one itself.
     """
 
     solver: str
@@ -267,6 +268,8 @@ class Verification:
         backend: what ran the graphs.
         rungs: one entry per rung.
         curves: one per solver that was measured, the exported one first.
+        reference_curve: of the converged solve, with the lowest residual so far, as it returns the
+            best iterate; None in older bundles.
         spectral_radius: of f's Jacobian at the equilibrium, the largest of the images looked at; at
             or above 1 the plain iteration need not converge.
     """
@@ -279,6 +282,7 @@ class Verification:
     backend: str
     rungs: tuple[RungParity, ...]
     curves: tuple[SolverCurve, ...] = ()
+    reference_curve: SolverCurve | None = None
     spectral_radius: float | None = None
 
 

@@ -29,12 +29,15 @@ class Answer:
         residual: (B,).
         readout: the floating-point outputs of the readout, by name: scores (B, classes), or the
             confidence (B, H_0, W_0) of a mask.
+        trace: of a converged solve by torch, the lowest residual after each of its K evaluations,
+            (K, B).
     """
 
     states: list[Array]
     classes: Array
     residual: Array
     readout: dict[str, Array]
+    trace: Array | None = None
 
     @staticmethod
     def read(states: list[Array], residual: Array, outputs: Mapping[str, Array]) -> Answer:

@@ -18,9 +18,18 @@ from edge_mdeq.model import MDEQ
 from edge_mdeq.solvers import make_solver
 from edge_mdeq.spectral import spectral_radius
 from mdeq_export.answers import Answer
-from mdeq_export.reference import TorchReference
+from mdeq_export.reference import REFERENCE_SETTINGS, REFERENCE_SOLVER, TorchReference
 
-__all__ = ["CANDIDATES", "Choice", "Goal", "choose", "equilibria", "largest_radius", "measure"]
+__all__ = [
+    "CANDIDATES",
+    "Choice",
+    "Goal",
+    "choose",
+    "equilibria",
+    "largest_radius",
+    "measure",
+    "reference_curve",
+]
 
 Progress = Callable[[str], None]
 
@@ -155,6 +164,24 @@ def measure(
         residual=recorded(rates.mean(axis=0)),
         worst=recorded(rates.max(axis=0)),
         disagreement=recorded(shares.mean(axis=0)),
+    )
+
+
+def reference_curve(model: MDEQ, config: InputConfig, goals: Sequence[Answer]) -> SolverCurve:
+    """How the solves went whose ends are ``goals``, from ``equilibria`` of the same model.
+
+    One that ended before the others keeps its residual.
+    """
+    traces = [goal.trace[:, 0] for goal in goals if goal.trace is not None]
+    length = max(len(trace) for trace in traces)
+    rates = np.stack([np.pad(trace, (0, length - len(trace)), mode="edge") for trace in traces])
+    return SolverCurve(
+        solver=REFERENCE_SOLVER,
+        settings=REFERENCE_SETTINGS,
+        cost=round(1 + overhead(model, config, REFERENCE_SOLVER, REFERENCE_SETTINGS), 3),
+        residual=recorded(rates.mean(axis=0)),
+        worst=recorded(rates.max(axis=0)),
+        disagreement=(),
     )
 
 

@@ -52,6 +52,7 @@ from mdeq_export.convergence import (
     equilibria,
     largest_radius,
     measure,
+    reference_curve,
 )
 from mdeq_export.floor import residual_floor
 from mdeq_export.graphs import DYNAMIC_TRIED, check_counts, write_profile
@@ -205,7 +206,12 @@ def export_bundle(
             **between(folder / first.parts[0].advance[0].graph, card.model.scales),
             solver=SolverSpec(plan.curve.solver, plan.curve.settings, settings.best),
             profiles=profiles,
-            verification=replace(report, curves=plan.curves, spectral_radius=plan.radius),
+            verification=replace(
+                report,
+                curves=plan.curves,
+                reference_curve=plan.reference,
+                spectral_radius=plan.radius,
+            ),
             provenance=card.provenance,
             metrics=card.metrics if config == card.input else {},  # they are of its size
             warnings=plan.warnings,
@@ -301,6 +307,7 @@ class Plan:
     Attributes:
         curve: of the solver.
         curves: of all that were measured, this one first.
+        reference: of the converged solve.
         iterations: N of each rung.
         radius: the spectral radius.
         warnings: for the manifest.
@@ -308,6 +315,7 @@ class Plan:
 
     curve: SolverCurve
     curves: tuple[SolverCurve, ...]
+    reference: SolverCurve
     iterations: tuple[int, ...]
     radius: float
     warnings: tuple[str, ...] = ()
@@ -328,6 +336,7 @@ def decide(
     progress("converged reference solve")
     goals = equilibria(model, config, images)
     known = {image.tobytes(): goal for image, goal in zip(images, goals, strict=True)}
+    reference = reference_curve(model, config, goals)
     progress("spectral radius")
     radius = round(largest_radius(model, config, images, goals), 4)
 
@@ -340,7 +349,8 @@ def decide(
         curves = [curve(name, options, LIMIT) for name, options in CANDIDATES]
         choice = choose(curves, settings.goal or Goal(), radius)
         below = [count for count in settings.iterations if count < choice.evaluations]
-        return Plan(choice.curve, choice.curves, (*below, choice.evaluations), radius), known
+        counts = (*below, choice.evaluations)
+        return Plan(choice.curve, choice.curves, reference, counts, radius), known
     limit = max(LIMIT, *settings.iterations)
     found = curve(settings.solver, settings.solver_settings, limit)
     left = found.residual[-1]
@@ -351,7 +361,7 @@ def decide(
             f"left after {limit} evaluations (spectral radius {radius:.2f}). Answers depend on the "
             "number of evaluations; `edge-mdeq tune` shapes weights that converge",
         )
-    return Plan(found, (found,), settings.iterations, radius, warnings), known
+    return Plan(found, (found,), reference, settings.iterations, radius, warnings), known
 
 
 def interface(card: ModelCard, config: InputConfig, batch: int) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
@@ -14,7 +15,7 @@ from torch.utils import _pytree as pytree
 
 from edge_mdeq.config import InputConfig
 from edge_mdeq.model import MDEQ, State
-from edge_mdeq.solvers import Anderson, Solver, relative_residual, solve
+from edge_mdeq.solvers import Solution, Solver, make_solver, relative_residual, solve
 from edge_mdeq.solvers.record import improves
 from edge_mdeq.solvers.residual import select
 from mdeq_export.answers import Answer
@@ -23,7 +24,9 @@ from mdeq_export.pieces import Inject
 from mdeq_export.readouts import ReadMask, ReadScores
 from mdeq_export.verify import REFERENCE_EVALUATIONS, REFERENCE_TOL, StepPair
 
-__all__ = ["TorchReference"]
+__all__ = ["REFERENCE_SETTINGS", "REFERENCE_SOLVER", "TorchReference"]
+
+REFERENCE_SOLVER, REFERENCE_SETTINGS = "anderson", {"m": 5.0}
 
 Array = NDArray[Any]
 
@@ -85,9 +88,9 @@ class TorchProblem:
         known = [self.reference.goals.get(image.numpy().tobytes()) for image in self.images]
         if None not in known:
             return joined([goal for goal in known if goal is not None])
-        zero, tol = self.state(None), REFERENCE_TOL
-        goal = solve(self.f, zero, Anderson(5), REFERENCE_EVALUATIONS, tol, best=True)
-        return self.answer(goal.value, goal.residual)
+        solver, tol = make_solver(REFERENCE_SOLVER, **REFERENCE_SETTINGS), REFERENCE_TOL
+        goal = solve(self.f, self.state(None), solver, REFERENCE_EVALUATIONS, tol, best=True)
+        return replace(self.answer(goal.value, goal.residual), trace=lowest_so_far(goal))
 
     @torch.no_grad()
     def solve(self, start: list[Array] | None, counts: Iterable[int]) -> dict[int, Answer]:
@@ -172,6 +175,13 @@ class TorchProblem:
     def answer(self, value: State, residual: Tensor) -> Answer:
         states, outputs = [z.numpy() for z in value], self.reference.readout(value)
         return Answer.read(states, residual.numpy(), outputs)
+
+
+def lowest_so_far(goal: Solution) -> Array:
+    """The residual of the best iterate after each evaluation, (K, B); a sample that ended stays."""
+    lowest = np.fmin.accumulate(goal.trace.numpy(), axis=0)
+    rows = np.arange(len(lowest))[:, None]
+    return np.take_along_axis(lowest, np.minimum(rows, goal.evaluations.numpy() - 1), axis=0)
 
 
 def joined(answers: Sequence[Answer]) -> Answer:

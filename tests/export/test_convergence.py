@@ -24,6 +24,7 @@ from mdeq_export.convergence import (
     largest_radius,
     measure,
     recorded,
+    reference_curve,
 )
 from mdeq_export.images import scene
 from mdeq_export.pieces import Inject
@@ -133,6 +134,30 @@ def test_a_curve_is_the_trace_of_torchs_solve(segmenter_weights: Path) -> None:
     assert found.disagreement[0] == pytest.approx(np.mean(others), abs=0.05)
     assert found.disagreement[0] > found.disagreement[-1]
     assert found.cost > 1
+
+
+def test_the_reference_s_curve_is_what_torch_has_found_so_far(segmenter_weights: Path) -> None:
+    """Solves of all evaluations, without the reference's tolerance, cut where each meets it."""
+    model, card = load_weights(segmenter_weights)
+    frozen = model.freeze()
+    goals = equilibria(frozen, card.input, IMAGES)
+    found = reference_curve(frozen, card.input, goals)
+    rates = []
+    for image, goal in zip(IMAGES, goals, strict=True):
+        with torch.no_grad():
+            u = Inject(model, card.input)(torch.from_numpy(image[None]))
+            traced = solve(model.bind(u), model.zero_state(u), Anderson(5), len(found.residual))
+        lowest, best = [], np.inf
+        for residual in traced.trace[:, 0].tolist():
+            best = min(best, residual) if best > 1e-4 else best
+            lowest.append(best)
+        assert goal.residual[0] == pytest.approx(lowest[-1], rel=0.1)
+        rates.append(lowest)
+    np.testing.assert_allclose(found.residual, np.mean(rates, axis=0), rtol=0.1)
+    np.testing.assert_allclose(found.worst, np.max(rates, axis=0), rtol=0.1)
+    assert 5 < len(found.residual) < 60
+    assert max(rate[-1] for rate in rates) <= 1e-4
+    assert (found.solver, found.settings, found.disagreement) == ("anderson", {"m": 5}, ())
 
 
 def test_the_best_iterate_never_gets_worse(stretched: Stretch) -> None:

@@ -16,6 +16,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from matplotlib.figure import Figure
 from torch.utils.flop_counter import FlopCounterMode
 
 from edge_mdeq.bundle import Manifest, Rung, open_bundle
@@ -28,6 +29,7 @@ from mdeq_export.report import measurements
 from mdeq_export.report.cost import conv_macs, live_bytes, operators
 from mdeq_export.report.measurements import measure_times, take_turns
 from mdeq_export.report.page import data_uri, write_report
+from mdeq_export.report.plots import draw_residuals
 
 Copy = Callable[[Path], Path]
 IMAGES = np.stack([scene(seed, 64, 96) for seed in range(3)])
@@ -107,6 +109,25 @@ def test_rungs_of_an_older_export_have_no_outputs_to_show(
     write_report(path, manifest, IMAGES, "scenes")
     assert len([row for row in page_of(path).rows if row[1] == "1"]) == 3
     assert len([row for row in page_of(path).rows if row[1] == "4"]) == 4
+
+
+def test_the_reference_solve_is_drawn_as_it_went(segmenter_bundle: Path) -> None:
+    report = open_bundle(segmenter_bundle).manifest.verification
+    assert report.reference_curve is not None
+    axes = Figure().subplots()
+    draw_residuals(axes, report)
+    lines = {str(line.get_label()): line for line in axes.lines}
+    (name,) = [name for name in lines if name.startswith("converged reference solve, anderson m 5")]
+    residuals = list(report.reference_curve.residual)
+    assert lines[name].get_xydata().tolist() == [[k, r] for k, r in enumerate(residuals, 1)]
+    assert residuals[0] == pytest.approx(1.0)
+    assert residuals == sorted(residuals, reverse=True)
+    assert report.reference_curve.worst[-1] == pytest.approx(report.reference_residual, rel=1e-3)
+    assert all(len({*line.get_ydata()}) > 1 for line in axes.lines), "none is a mere level"
+    older = replace(report, reference_curve=None)
+    axes = Figure().subplots()
+    draw_residuals(axes, older)
+    assert [str(line.get_label()) for line in axes.lines] == [n for n in lines if n != name]
 
 
 def test_the_numbers_are_there_as_json_too(segmenter_bundle: Path) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from edge_mdeq.bundle import Manifest, SolverCurve
+from edge_mdeq.bundle import Manifest, SolverCurve, Verification
 
 __all__ = ["convergence", "disagreement", "metric"]
 
@@ -17,24 +17,25 @@ COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#9
 
 def convergence(manifest: Manifest) -> str:
     """Residual against evaluations on a log scale, a line per solver, with the rungs marked."""
-    report = manifest.verification
     figure, axes = canvas()
-    for curve, colour in zip(report.curves, COLOURS, strict=False):
+    draw_residuals(axes, manifest.verification)
+    return finish(figure, axes, "relative residual, cold")
+
+
+def draw_residuals(axes: Any, report: Verification) -> None:
+    """The solvers that were measured, the converged solve (dotted) and the rungs (points)."""
+    lines = [
+        (curve, label(curve), c, "-") for curve, c in zip(report.curves, COLOURS, strict=False)
+    ]
+    if report.reference_curve is not None:
+        name = f"converged reference solve, {label(report.reference_curve)}"
+        lines.append((report.reference_curve, name, "#444444", ":"))
+    for curve, name, colour, style in lines:
         counts = range(1, len(curve.residual) + 1)
-        axes.semilogy(counts, curve.residual, color=colour, label=label(curve), lw=1.6)
+        axes.semilogy(counts, curve.residual, style, color=colour, label=name, lw=1.6)
         axes.fill_between(counts, curve.residual, curve.worst, color=colour, alpha=0.12, lw=0)
     points = {rung.evaluations: rung.residual for rung in report.rungs}
     axes.semilogy(list(points), list(points.values()), "ko", ms=5, label="rungs of this bundle")
-    axes.axhline(report.reference_residual, color="#666666", ls=":", lw=1)
-    axes.annotate(
-        "converged reference solve",
-        (1, report.reference_residual),
-        xytext=(2, 3),
-        textcoords="offset points",
-        fontsize=8,
-        color="#666666",
-    )
-    return finish(figure, axes, "relative residual, cold")
 
 
 def disagreement(manifest: Manifest) -> str:
