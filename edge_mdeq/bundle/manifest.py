@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import Any, Literal
@@ -185,6 +186,8 @@ class Profile:
 class Tolerance:
     """What the parity gate allows, from both starts and on every image.
 
+    Raises ConfigError for what no graph could fail, or none could meet.
+
     Attributes:
         atol: largest difference of any element of a state, the residual, scores or a confidence.
         rtol: largest ``||graph - torch|| / ||torch||`` over all scales.
@@ -194,6 +197,16 @@ class Tolerance:
     atol: float = 1e-3
     rtol: float = 1e-4
     min_agreement: float = 0.999
+
+    def __post_init__(self) -> None:  # written so that NaN is refused
+        if not 0 <= self.atol < math.inf:
+            raise ConfigError(f"atol is {self.atol:g}, must be 0 or positive, such as 1e-3")
+        if not 0 <= self.rtol < 1:
+            raise ConfigError(f"rtol is {self.rtol:g}, must be in [0, 1), such as 1e-4")
+        if not 0 <= self.min_agreement <= 1:
+            raise ConfigError(
+                f"min_agreement is {self.min_agreement:g}, must be a share in [0, 1], such as 0.999"
+            )
 
 
 @dataclass(frozen=True)

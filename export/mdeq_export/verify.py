@@ -165,7 +165,11 @@ def require_parity(report: Verification) -> None:
 
 
 def tolerances_with(**given: float | None) -> dict[str, Tolerance]:
-    """The usual tolerances by precision, with what is given (and not None) in their place."""
+    """The usual tolerances by precision, with what is given (and not None) in their place.
+
+    Raises:
+        ConfigError: a senseless one.
+    """
     changes: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     return {precision: replace(usual, **changes) for precision, usual in TOLERANCES.items()}
 

@@ -24,7 +24,7 @@ from safetensors.torch import load_file, save_file
 from tiny_data import cut, empty, text, write_camvid, write_image
 
 import edge_mdeq
-from edge_mdeq.bundle import Bundle, TensorSpec, open_bundle
+from edge_mdeq.bundle import Bundle, TensorSpec, Tolerance, open_bundle
 from edge_mdeq.errors import (
     BundleError,
     ConfigError,
@@ -37,7 +37,7 @@ from mdeq_export import ExportSettings, export_bundle
 from mdeq_export.convergence import Goal
 from mdeq_export.images import scene, verification_images
 from mdeq_export.passes import LowerGroupNorm
-from mdeq_export.verify import require_parity
+from mdeq_export.verify import TOLERANCES, require_parity, tolerances_with
 
 Copy = Callable[[Path], Path]
 DTYPES = {"uint8": "tensor(uint8)", "float32": "tensor(float)"}
@@ -235,7 +235,7 @@ def test_broken_graphs_do_not_pass_the_gate(
     [
         ({"rtol": 1e-12}, {}, r"solve-k1 in fp32 differs .* relative; allowed is 1e-12 \(--rtol\)"),
         ({"atol": 1e-12}, {}, r"solve-k1 in fp32 differs .* allowed is 1e-12 \(--atol\)"),
-        ({"min_agreement": 1.1}, {}, r"solve-k1 in fp32 agrees with torch on 100\.000% of the"),
+        ({"min_agreement": 1.0}, {"answer_agreement": 0.9999}, r"k4 .* torch on 99\.990% of the"),
         ({}, {"state_rel": float("nan")}, "solve-k4 in fp32 differs from torch by nan"),
         ({}, {"state_max_abs": float("nan")}, "solve-k4 in fp32 differs from torch by nan"),
         ({}, {"answer_agreement": float("nan")}, "solve-k4 in fp32 agrees with torch on nan%"),
@@ -255,6 +255,37 @@ def test_the_gate_has_three_bars_and_nan_passes_none(
     tolerances = {"fp32": replace(report.tolerances["fp32"], **bars)}
     with pytest.raises(ParityError, match=message):
         require_parity(replace(report, rungs=rungs, tolerances=tolerances))
+
+
+@pytest.mark.parametrize("value", [-1.0, -1e-9, float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("name", ["atol", "rtol", "min_agreement"])
+def test_senseless_tolerances_are_refused(name: str, value: float) -> None:
+    with pytest.raises(ConfigError, match=f"{name} is {value:g}, must be "):
+        tolerances_with(**{name: value})
+
+
+@pytest.mark.parametrize(("name", "value"), [("rtol", 1.0), ("min_agreement", 1.5)])
+def test_tolerances_that_all_or_none_would_meet_are_refused(name: str, value: float) -> None:
+    with pytest.raises(ConfigError, match=f"{name} is {value:g}, must be "):
+        Tolerance(**{name: value})
+
+
+def test_the_strictest_and_the_loosest_tolerances_are_taken() -> None:
+    for found in (tolerances_with(atol=0, rtol=0, min_agreement=1), tolerances_with(atol=1e6)):
+        assert found.keys() == TOLERANCES.keys()
+    loose = tolerances_with(rtol=0.5, min_agreement=0.0)["fp16"]
+    assert loose == replace(TOLERANCES["fp16"], rtol=0.5, min_agreement=0.0)
+
+
+def test_a_manifest_with_a_senseless_tolerance_is_refused(
+    segmenter_bundle: Path, own_copy: Copy
+) -> None:
+    path = own_copy(segmenter_bundle)
+    raw = json.loads((path / "manifest.json").read_text())
+    raw["verification"]["tolerances"]["fp32"]["rtol"] = -1.0
+    (path / "manifest.json").write_text(json.dumps(raw))
+    with pytest.raises(BundleError, match=r"rtol is -1, must be .*verification\.tolerances"):
+        open_bundle(path)
 
 
 def test_a_solve_too_sensitive_to_compare_is_judged_by_its_steps(segmenter_bundle: Path) -> None:
