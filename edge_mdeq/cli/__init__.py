@@ -25,10 +25,10 @@ LEFT = {
     "export": "a bundle is written whole or not at all",  # the last moment may be too late
     "unroll": "the bundle is whole, as it was or with all rungs",
 }
-GREEDY = {  # options that take all their values after one name, and what a value looks like
-    "--iterations": r"\d+",
-    "--ignore": r"\d+",
-    "--target": r"(ort|tensor\w*)-\w+",
+GREEDY = {  # options that take all their values after one name, and what is a value
+    "--iterations": str.isdecimal,
+    "--ignore": str.isdecimal,
+    "--target": export.is_target,
 }
 
 app = typer.Typer(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 from pathlib import Path
 
 import typer
@@ -9,7 +11,7 @@ import typer
 from edge_mdeq.cli.console import busy, next_step, stop_by_signals
 from edge_mdeq.errors import require
 
-__all__ = ["export"]
+__all__ = ["export", "is_target"]
 
 
 def export(
@@ -110,3 +112,11 @@ def export(
         typer.secho(f"warning: {warning}", fg=typer.colors.YELLOW, err=True)
     typer.echo(f"wrote {out}")
     next_step("edge-mdeq", "inspect", str(out))
+
+
+def is_target(argument: str) -> bool:
+    """Whether what follows a target is one more, though it may be misspelt; else it is WEIGHTS."""
+    if re.fullmatch(r"(ort|tensorrt)-\w+", argument):
+        return True  # even where a folder of graphs has the name
+    path = argument.startswith(".") or os.sep in argument or os.path.exists(argument)
+    return not (argument.startswith("-") or argument.endswith(".safetensors") or path)

@@ -5,26 +5,24 @@ Typer wants ``--iterations 1 --iterations 2``; users of the field's tools write 
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 __all__ = ["spread"]
 
 
-def spread(args: Sequence[str], greedy: Mapping[str, str]) -> list[str]:
+def spread(args: Sequence[str], greedy: Mapping[str, Callable[[str], bool]]) -> list[str]:
     """Repeat a greedy option's name before each further value: ``-n 1 2`` -> ``-n 1 -n 2``.
 
     Args:
         args: of the command line.
-        greedy: what a value looks like, by option: a regular expression that fits no other argument
-            which may follow.
+        greedy: by option, whether an argument is a further value; no other that may follow is.
     """
     result: list[str] = []
     current, values = "", 0
     for arg in args:
         if arg in greedy:
             current, values = arg, 0
-        elif current and re.fullmatch(greedy[current], arg):
+        elif current and greedy[current](arg):
             if values:
                 result.append(current)
             values += 1

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
@@ -32,6 +31,7 @@ from edge_mdeq.config import InputConfig, ModelCard
 from edge_mdeq.errors import ConfigError, ConvergenceError, DataError
 from edge_mdeq.model import MDEQ
 from edge_mdeq.solvers import make_solver
+from edge_mdeq.solvers.registry import SOLVERS
 from edge_mdeq.version import __version__
 from edge_mdeq.weights import load_weights
 from mdeq_export.answers import Answer
@@ -57,8 +57,9 @@ from mdeq_export.convergence import (
 from mdeq_export.floor import residual_floor
 from mdeq_export.graphs import DYNAMIC_TRIED, check_counts, write_profile
 from mdeq_export.images import verification_images
+from mdeq_export.names import check_names
 from mdeq_export.pieces import trace_pieces
-from mdeq_export.profiles import lookup_profile
+from mdeq_export.profiles import PROFILES, lookup_profile
 from mdeq_export.reference import TorchReference
 from mdeq_export.report.measurements import measure_times
 from mdeq_export.report.page import write_report
@@ -118,14 +119,12 @@ class ExportSettings:
             raise ConfigError(f"batch is {self.batch}, need at least 1")
         if self.dynamic_batch and self.batch != 1:
             raise ConfigError("batch and dynamic_batch exclude each other; give one of them")
-        for name in self.targets:
-            lookup_profile(name)
+        check_names("target", self.targets, PROFILES)
+        check_names("solver", [self.solver], (*SOLVERS, AUTO))
         if self.solver == AUTO:
             if self.solver_settings:
                 raise ConfigError(f"solver {AUTO!r} finds its settings; name a solver to set them")
             return
-        if difflib.get_close_matches(self.solver.lower(), [AUTO]):
-            raise ConfigError(f"unknown solver {self.solver!r}; did you mean {AUTO!r}?")
         make_solver(self.solver, **self.solver_settings)
         if self.goal is not None:
             raise ConfigError(

@@ -169,7 +169,17 @@ def test_weights_that_cannot_be_exported(
         (["--data", "nowhere"], "nowhere does not exist; give a folder of images"),
         (["--f-solver", "andersen"], "did you mean 'anderson'?"),
         (["--f-solver", "auot"], "did you mean 'auto'?"),
+        (["--f-solver", "fp"], "unknown solver 'fp'; known: fixed_point, anderson, broyden, auto"),
         (["--target", "ort-cpu", "tensort-10"], "did you mean 'tensorrt-10'?"),
+        (
+            ["--target", "ort-cpu", "trt-10"],
+            "unknown target 'trt-10' (did you mean 'tensorrt-10'?)",
+        ),
+        (["--target", "ort-cpu", "trt", "cuda"], "-11' or 'tensorrt-rtx'?), 'cuda' (did you mean"),
+        (
+            ["--target", "ort-cpu", "xyz", "--half"],
+            "unknown target 'xyz'; known: ort-cpu, ort-cuda",
+        ),
         (["--f-solver", "auto", "--f-tol", "0"], "f_tol is 0, must be in (0, 1)"),
         (["--f-solver", "auto", "--max-metric-drop", "5"], "max_metric_drop is 5, must be a share"),
         (["--rtol", "-1"], "rtol is -1, must be in [0, 1), such as 1e-4"),

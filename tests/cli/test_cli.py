@@ -307,4 +307,30 @@ def test_an_altered_bundle_is_refused_by_inspect(
 def test_a_greedy_option_is_repeated_before_further_values(given: str, expected: str) -> None:
     from edge_mdeq.cli.greedy import spread
 
-    assert spread(given.split(), {"-n": r"\d+", "-t": r"(a|b)-\w+"}) == expected.split()
+    greedy = {"-n": str.isdecimal, "-t": lambda word: word[:2] in ("a-", "b-")}
+    assert spread(given.split(), greedy) == expected.split()
+
+
+@pytest.mark.filterwarnings("ignore:'click:DeprecationWarning")  # typer's, as it is imported
+@pytest.mark.parametrize(
+    ("argument", "expected"),
+    [
+        *(
+            (name, True)
+            for name in ("ort-cpu", "tensorrt-rtx", "trt-10", "trt", "TensorRT", "cuda")
+        ),
+        *((name, False) for name in ("-o", "--half", "w.safetensors", "gone/weights", "./weights")),
+        ("weights", False),
+        ("graphs", False),
+    ],
+)
+def test_what_follows_a_target_is_one_unless_it_is_a_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, argument: str, expected: bool
+) -> None:
+    from edge_mdeq.cli.export import is_target
+
+    (tmp_path / "weights").touch()
+    (tmp_path / "graphs").mkdir()
+    (tmp_path / "ort-cpu").mkdir()  # what stands in graphs/ is no weights
+    monkeypatch.chdir(tmp_path)
+    assert is_target(argument) is expected

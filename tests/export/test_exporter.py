@@ -314,11 +314,12 @@ def no_tracing(monkeypatch: pytest.MonkeyPatch) -> None:
         ({"size": (64, 100)}, ConfigError, "width 100 .* nearest sizes are 96 and 112"),
         ({"size": (0, 96)}, ConfigError, "height|size"),
         ({"solver": "andersen"}, ConfigError, "did you mean 'anderson'"),
+        ({"targets": ("trt-8", "ort-cpu", "RTX")}, ConfigError, "'tensorrt-8'.*'tensorrt-rtx'"),
         ({"solver_settings": {"m": 3}}, ConfigError, "'fixed_point' does not take"),
         ({"solver_settings": {"tau": 0.0}}, ConfigError, "tau"),
         ({"images": Path("/nowhere/at/all")}, DataError, "/nowhere/at/all does not exist"),
         ({"images": Path(__file__)}, DataError, "is a file; give a folder of images"),
-        ({"solver": "auot"}, ConfigError, "unknown solver 'auot'; did you mean 'auto'"),
+        ({"solver": "auot"}, ConfigError, r"unknown solver 'auot' \(did you mean 'auto'"),
         ({"goal": Goal(1e-2)}, ConfigError, "f_tol .* solver 'auto' is chosen by; with 'fixed_p"),
     ],
 )
