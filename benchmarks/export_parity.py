@@ -5,10 +5,10 @@
         [--counts 1 2 4 8 16 26] [--data FOLDER] [--images 2] [--half]
 
 A row per model, solver and number of evaluations: the largest relative difference of the states,
-cold and from the equilibrium, the residual's, the answers that are equal, how far torch in single
-precision is from double, and, where that is more than is allowed, the largest difference of any
-single step that starts from torch's own state. On generated scenes, or on ``--data``; what half
-precision changes on a whole validation set, for instance:
+cold and from the equilibrium, the residual's, the answers that are equal, and, where the states
+differ by more than is allowed, how far torch in single precision is from double, and the largest
+difference of any single step that starts from torch's own state. On generated scenes, or on
+``--data``; what half precision changes on a whole validation set, for instance:
 
     python benchmarks/export_parity.py --half --weights samples/models/clothing-small --filled
         --solvers "fixed point" --counts 2 4 8 --data clothing/validation --images 341
@@ -100,7 +100,7 @@ def main() -> None:
                     f"{rung.state_rel:.1e}",
                     f"{rung.residual_max_rel:.1e}",
                     f"{rung.answer_agreement:.3%}",
-                    f"{rung.rounding:.1e}",
+                    f"{rung.rounding:.1e}" if rung.rounding else "",
                     "" if rung.step_rel is None else f"{rung.step_rel:.1e}",
                 )
         Console(width=100).print(table)

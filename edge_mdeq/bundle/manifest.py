@@ -223,11 +223,11 @@ class RungParity:
         solver_gap_state: ``||z_N - z*|| / ||z*||`` against the converged solve, mean over images.
         solver_gap_agreement: share of pixels (or images) with the class of the converged solve.
         residual: mean relative residual after N evaluations, cold.
-        rounding: ``state_rel`` of torch in single precision against double, on the first images
-            and on those where ``state_rel`` exceeds the tolerance; 0 if not measured.
+        rounding: ``state_rel`` of torch in single precision against double, on the first image
+            whose ``state_rel`` exceeds the tolerance; 0 if none does.
         step_rel: where ``rounding`` alone exceeds the tolerance, the solve is too sensitive to be
             compared as a whole: largest ``state_rel`` of a single step that starts from torch's
-            state. The gate then judges this one.
+            state, on that image. The gate then judges this one.
         reference: "torch", or "parts" for a rung that was added without torch.
         outputs: largest absolute difference of every floating-point output of the graph, by its
             name: states, residual, and scores or a mask's confidence. Empty in older bundles.
