@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_mdeq.errors import ConfigError, FrameError
+from mdeq_runtime.reasons import ColdKind
 
 __all__ = ["Frame", "Result"]
 
@@ -46,6 +47,8 @@ class Result:
         times: milliseconds by stage ("fit", "solve", "restore"; the pipeline adds "read").
         index, timestamp: those of the frame.
         labels, palette: a name and an RGB colour per class, as far as the bundle has them.
+        cold: ``reason`` as one of a few words ("first_frame", "scene_cut", ...), to count by; None
+            when warm.
     """
 
     output: NDArray[Any]
@@ -60,6 +63,12 @@ class Result:
     timestamp: float = 0.0
     labels: tuple[str, ...] = ()
     palette: tuple[tuple[int, int, int], ...] = ()
+    cold: ColdKind | None = None
+
+    @property
+    def busy_ms(self) -> float:
+        """Milliseconds that were spent on the frame: all stages but "read", the wait for it."""
+        return sum(ms for stage, ms in self.times.items() if stage != "read")
 
     def to_mask(self) -> NDArray[np.uint8]:
         """The mask (h, w) uint8 of class indices, at the frame's size.

@@ -18,6 +18,7 @@ from mdeq_runtime.backends import Answer, Backend
 from mdeq_runtime.cuts import CutDetector
 from mdeq_runtime.frames import check_frame
 from mdeq_runtime.policies import FixedIterations, Policy
+from mdeq_runtime.reasons import Cold
 from mdeq_runtime.results import Frame, Result
 from mdeq_runtime.solving import NON_FINITE, make_solver
 
@@ -98,7 +99,8 @@ class Session:
         self.state: Any = backend.new_state()
         self.fit: Fit | None = None
         self.cuts = CutDetector()
-        self.cold_reason = "first frame"  # why the next frame starts cold; "" if it may be warm
+        # why the next frame starts cold; None if it may be warm
+        self.cold: Cold | None = Cold("first_frame", "first frame")
         self.lock = threading.Lock()
         self.closed = False
 
@@ -117,7 +119,7 @@ class Session:
     def reset(self, reason: str = "requested") -> None:
         """Forget the carried state: the next frame starts cold, and its result says why."""
         with self.lock:
-            self.cold_reason = f"reset: {reason}"
+            self.cold = Cold("requested", f"reset: {reason}")
 
     def answer(self, frame: Frame) -> Result:
         if self.closed:
@@ -126,17 +128,17 @@ class Session:
         started = time.perf_counter()
         fit = self.fit_for(frame)
         image = fit_image(frame.image, fit)[..., ::-1]  # BGR to RGB, once it is small
-        reason = self.why_cold(image)
+        cold = self.why_cold(image)
         fitted = time.perf_counter()
-        solved = self.solver.solve(image, self.state, reason, fitted - started)
+        solved = self.solver.solve(image, self.state, cold, fitted - started)
         answer = solved.answer
         if not math.isfinite(answer.residual):
-            self.cold_reason = NON_FINITE
+            self.cold = NON_FINITE
             raise SessionError(
                 f"frame {frame.index}: the solve ended in NaN or infinity from a cold start; the "
                 "weights do not suit this solver, or the bundle is damaged"
             )
-        self.cold_reason = ""
+        self.cold = None
         found = time.perf_counter()
         output, confidence = self.restore(answer, fit)
         done = time.perf_counter()
@@ -147,8 +149,8 @@ class Session:
             iterations=solved.iterations,
             residual=answer.residual,
             converged=answer.residual <= self.settings.policy.tol,
-            warm=not solved.reason,
-            reason=solved.reason,
+            warm=solved.cold is None,
+            reason=solved.cold.text if solved.cold else "",
             times={
                 "fit": 1e3 * (fitted - started),
                 **solved.times,
@@ -158,16 +160,17 @@ class Session:
             timestamp=frame.timestamp,
             labels=self.manifest.labels,
             palette=self.manifest.palette,
+            cold=solved.cold.kind if solved.cold else None,
         )
 
-    def why_cold(self, image: NDArray[np.uint8]) -> str:
-        """Why a frame must start from zero; "" if it may start from the last equilibrium."""
+    def why_cold(self, image: NDArray[np.uint8]) -> Cold | None:
+        """Why a frame must start from zero; None if it may start from the last equilibrium."""
         if not self.settings.carry:
-            return "warm start is off"
+            return Cold("off", "warm start is off")
         cut = self.cuts(image) if self.settings.reset_on_cut else 0.0
-        if self.cold_reason:
-            return self.cold_reason
-        return f"reset: scene cut, {cut:.0%} of full scale" if cut else ""
+        if self.cold is None and cut:
+            return Cold("scene_cut", f"reset: scene cut, {cut:.0%} of full scale")
+        return self.cold
 
     def fit_for(self, frame: Frame) -> Fit:
         """The fit for the frame's size; another size than the last frame's forces a cold start."""
@@ -175,7 +178,9 @@ class Session:
         if self.fit is None or self.fit.frame != size:
             if self.fit is not None:
                 self.cuts.forget()
-                self.cold_reason = f"reset: frame size changed from {self.fit.frame} to {size}"
+                self.cold = Cold(
+                    "frame_size", f"reset: frame size changed from {self.fit.frame} to {size}"
+                )
             self.fit = plan_fit(size, self.manifest.input.size, self.settings.fit)
         return self.fit
 

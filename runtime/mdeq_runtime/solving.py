@@ -20,10 +20,11 @@ from edge_mdeq.errors import SessionError
 from mdeq_runtime.backends import Answer, Backend
 from mdeq_runtime.ladder import cold_plan, default_counts, plan
 from mdeq_runtime.policies import FixedIterations, Policy, UntilDeadline, UntilTolerance
+from mdeq_runtime.reasons import Cold
 
 __all__ = ["Solved", "Solver", "make_solver"]
 
-NON_FINITE = "reset: non-finite state"
+NON_FINITE = Cold("non_finite", "reset: non-finite state")
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,13 +34,13 @@ class Solved:
     Attributes:
         answer: with the residual of the last evaluation.
         iterations: evaluations of f, those of a start that was given up included.
-        reason: why the answer is from a cold start; "" if it is from a warm one.
+        cold: why the answer is from a cold start; None if it is from a warm one.
         times: milliseconds by stage.
     """
 
     answer: Answer
     iterations: int
-    reason: str
+    cold: Cold | None
     times: dict[str, float]
 
 
@@ -47,14 +48,14 @@ class Solver(Protocol):
     """Solves frame after frame on the graphs of one backend."""
 
     def solve(
-        self, image: NDArray[np.uint8], state: Any, reason: str, spent: float = 0.0
+        self, image: NDArray[np.uint8], state: Any, cold: Cold | None, spent: float = 0.0
     ) -> Solved:
         """Answer one image.
 
         Args:
             image: (H, W, 3) uint8 RGB of the model's size.
             state: the stream's; it moves on in place.
-            reason: why this solve must start from zero; "" if it may start from ``state``.
+            cold: why this solve must start from zero; None if it may start from ``state``.
             spent: seconds of the frame's time that are over.
         """
 
@@ -110,22 +111,23 @@ class Fixed:
             backend.load(rung.graph)
 
     def solve(
-        self, image: NDArray[np.uint8], state: Any, reason: str, spent: float = 0.0
+        self, image: NDArray[np.uint8], state: Any, cold: Cold | None, spent: float = 0.0
     ) -> Solved:
         started = time.perf_counter()
         iterations, answer = 0, None
-        if not reason:
+        if cold is None:
             answer, iterations = self.run(self.warm_plan, image, state)
             if not math.isfinite(answer.residual):
-                reason = NON_FINITE
+                cold = NON_FINITE
             elif answer.residual > self.restart_above:
-                reason = f"reset: residual {answer.residual:.2f} after a warm start"
-        if answer is None or reason:
+                text = f"reset: residual {answer.residual:.2f} after a warm start"
+                cold = Cold("residual", text)
+        if answer is None or cold:
             state.reset()
             answer, more = self.run(self.cold_plan, image, state)
             iterations += more
         times = {"solve": 1e3 * (time.perf_counter() - started)}
-        return Solved(answer, iterations, reason, times)
+        return Solved(answer, iterations, cold, times)
 
     def run(
         self, rungs: Sequence[Rung], image: NDArray[np.uint8], state: Any
@@ -175,11 +177,11 @@ class Stepped:
             backend.load(graph)
 
     def solve(
-        self, image: NDArray[np.uint8], state: Any, reason: str, spent: float = 0.0
+        self, image: NDArray[np.uint8], state: Any, cold: Cold | None, spent: float = 0.0
     ) -> Solved:
         started = time.perf_counter()
         end = started - spent + self.limit
-        if reason:
+        if cold:
             state.reset()
         else:
             state.restart()
@@ -191,9 +193,9 @@ class Stepped:
             iterations += self.rung.evaluations
             before, now = now, time.perf_counter()
             self.step.note(now - before)
-            given_up = self.why_restart(residual, iterations) if not reason else ""
+            given_up = None if cold else self.why_restart(residual, iterations)
             if given_up:
-                reason = given_up
+                cold = given_up
                 state.reset()
             enough = not given_up and self.is_enough(iterations, residual, end - now)
         answer = self.backend.readout(self.parts, state)
@@ -204,15 +206,15 @@ class Stepped:
             "advance": 1e3 * (now - injected),
             "readout": 1e3 * (done - now),
         }
-        return Solved(answer, iterations, reason, times)
+        return Solved(answer, iterations, cold, times)
 
-    def why_restart(self, residual: float, iterations: int) -> str:
-        """Why a warm solve must start again from zero; "" if it goes well."""
+    def why_restart(self, residual: float, iterations: int) -> Cold | None:
+        """Why a warm solve must start again from zero; None if it goes well."""
         if not math.isfinite(residual):
             return NON_FINITE
         if iterations == self.rung.evaluations and residual > self.restart_above:
-            return f"reset: residual {residual:.2f} from a warm start"
-        return ""
+            return Cold("residual", f"reset: residual {residual:.2f} from a warm start")
+        return None
 
     def is_enough(self, iterations: int, residual: float, left: float) -> bool:
         """Whether to stop, with ``left`` seconds to the deadline."""
