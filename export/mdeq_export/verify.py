@@ -134,15 +134,16 @@ def require_parity(report: Verification) -> None:
     for rung in report.rungs:
         allowed = report.tolerances[rung.precision]
         where = f"{rung.profile}: solve-k{rung.evaluations} in {rung.precision}"
-        relative = rung.state_rel if rung.step_rel is None else rung.step_rel
+        step = rung.step_rel if np.isfinite(rung.state_rel) else None  # no rounding gives NaN
+        relative = rung.state_rel if step is None else step
         # Written so that NaN fails.
         if not relative <= allowed.rtol:
-            what = "a single step" if rung.step_rel is not None else "its states"
+            what = "its states" if step is None else "a single step"
             raise ParityError(
                 f"{where} differs from {rung.reference} by {relative:.2e} in {what}, relative; "
                 f"allowed is {allowed.rtol:.0e} (--rtol); nothing was written"
             )
-        if rung.step_rel is not None:  # a sensitive solve: the whole of it decides nothing
+        if step is not None:  # a sensitive solve: the whole of it decides nothing
             continue
         if not rung.state_max_abs <= allowed.atol:
             raise ParityError(
