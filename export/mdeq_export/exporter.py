@@ -6,20 +6,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import onnx_ir as ir
 from numpy.typing import NDArray
 
 from edge_mdeq.bundle import (
-    InputSpec,
     Manifest,
-    OutputSpec,
     Profile,
     SolverCurve,
     SolverSpec,
-    TensorSpec,
     Tolerance,
     writing_bundle,
 )
@@ -35,14 +30,7 @@ from edge_mdeq.solvers.registry import SOLVERS
 from edge_mdeq.version import __version__
 from edge_mdeq.weights import load_weights
 from mdeq_export.answers import Answer
-from mdeq_export.compose import (
-    CONFIDENCE,
-    IMAGE,
-    OUTPUT,
-    RESIDUAL,
-    Pieces,
-    state_names,
-)
+from mdeq_export.compose import Pieces
 from mdeq_export.convergence import (
     CANDIDATES,
     LIMIT,
@@ -57,6 +45,7 @@ from mdeq_export.convergence import (
 from mdeq_export.floor import residual_floor
 from mdeq_export.graphs import DYNAMIC_TRIED, check_counts, write_profile
 from mdeq_export.images import verification_images
+from mdeq_export.interface import ANY, between, interface
 from mdeq_export.names import check_names
 from mdeq_export.pieces import trace_pieces
 from mdeq_export.profiles import PROFILES, lookup_profile
@@ -74,7 +63,6 @@ GATE_FLOPS = 6e11  # of the evaluations that graphs are compared in with torch
 CONVERGED = 0.05  # residual; what the authors of DEQ call good convergence
 AUTO = "auto"
 TOOLS = ("numpy", "onnx", "onnx-ir", "onnxruntime", "onnxscript", "torch")
-ANY = -1  # a batch of any size
 
 
 @dataclass(frozen=True)
@@ -361,52 +349,3 @@ def decide(
             "number of evaluations; `edge-mdeq tune` shapes weights that converge",
         )
     return Plan(found, (found,), reference, settings.iterations, radius, warnings), known
-
-
-def interface(card: ModelCard, config: InputConfig, batch: int) -> dict[str, Any]:
-    """The part of the manifest that describes inputs and outputs; ``ANY`` leaves the batch open."""
-    height, width = config.height, config.width
-    shapes = card.model.state_shapes(batch, height, width)
-    segmentation = card.model.task == "segmentation"
-    answer = (
-        OutputSpec(TensorSpec(OUTPUT, "uint8", (batch, height, width)), "class_indices")
-        if segmentation
-        else OutputSpec(TensorSpec(OUTPUT, "float32", (batch, card.model.classes)), "scores")
-    )
-    low = TensorSpec(CONFIDENCE, "float32", (batch, *shapes[0][2:]))
-    return {
-        "input": InputSpec(
-            TensorSpec(IMAGE, "uint8", (batch, height, width, 3)), config.mean, config.std
-        ),
-        "output": answer,
-        "confidence": low if segmentation else None,
-        "states": tuple(
-            TensorSpec(name, "float32", shape)
-            for name, shape in zip(state_names(len(shapes)), shapes, strict=True)
-        ),
-        "state_outputs": tuple(state_names(len(shapes), "next_state")),
-        "residual": TensorSpec(RESIDUAL, "float32", (batch,)),
-    }
-
-
-def between(path: Path, scales: int) -> dict[str, Any]:
-    """The part of the manifest that describes what an ``advance`` graph takes and gives."""
-    graph = ir.load(path).graph
-    inputs = [spec(value) for value in graph.inputs]
-    outputs = [str(value.name) for value in graph.outputs]
-    values = [name for name in outputs if name.startswith("value")]
-    return {
-        "injection": inputs[0],
-        "values": tuple(values or outputs[:scales]),
-        "history": tuple(inputs[1 + scales :]),
-        "history_outputs": tuple(name for name in outputs if name.startswith("next_history")),
-    }
-
-
-def spec(value: ir.Value) -> TensorSpec:
-    """A graph's input or output as the manifest names it."""
-    assert value.shape is not None
-    assert value.dtype is not None
-    dtype = value.dtype.numpy().name
-    shape = tuple(n if isinstance(n, int) else ANY for n in value.shape)
-    return TensorSpec(str(value.name), dtype, shape)
