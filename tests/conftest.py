@@ -104,10 +104,13 @@ def classifier_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def export_once(weights: Path) -> Path:
+    from few_images import two_images
+
     from mdeq_export import ExportSettings, export_bundle
 
     out = weights.parent / f"{weights.stem}.mdeq"
-    export_bundle(weights, out, ExportSettings(iterations=RUNGS))
+    with two_images():
+        export_bundle(weights, out, ExportSettings(iterations=RUNGS))
     return out
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from few_images import two_images
 
 from edge_mdeq.bundle import SolverCurve, open_bundle
 from edge_mdeq.errors import ConfigError, ConvergenceError
@@ -209,6 +210,7 @@ def stretched(segmenter_weights: Path, tmp_path_factory: pytest.TempPathFactory)
     return make
 
 
+@two_images()
 def test_weights_that_contract_get_the_plain_iteration_and_as_much_as_they_need(
     segmenter_weights: Path, tmp_path: Path
 ) -> None:
@@ -230,6 +232,7 @@ def test_weights_that_contract_get_the_plain_iteration_and_as_much_as_they_need(
     assert manifest.warnings == ()
 
 
+@two_images()
 def test_weights_that_expand_are_refused_and_exported_only_by_name(
     stretched: Stretch, tmp_path: Path
 ) -> None:

@@ -55,6 +55,7 @@ def test_it_equals_a_fresh_export_in_numbers(committed: Bundle, fresh: Bundle) -
                 assert (a == b).mean() > 0.9999
             else:
                 np.testing.assert_allclose(a, b, atol=1e-5, rtol=1e-5)
+    assert fresh.manifest.verification.images == old.verification.images == 8
     pairs = zip(old.verification.rungs, fresh.manifest.verification.rungs, strict=True)
     for a, b in pairs:
         assert a.residual == pytest.approx(b.residual, rel=1e-3)

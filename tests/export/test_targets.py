@@ -12,6 +12,7 @@ import onnx
 import onnxruntime as ort
 import pytest
 import torch
+from few_images import two_images
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
@@ -59,6 +60,7 @@ def text_of(table: Table, width: int = 200) -> str:
 
 
 @pytest.fixture(scope="module")
+@two_images()
 def half(segmenter_weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("half") / "half.mdeq"
     targets = ("tensorrt-8", "tensorrt-10", "tensorrt-11")
@@ -157,6 +159,7 @@ def test_floor_and_flags_are_shown(half: Path) -> None:
     assert f"a residual of {floor:.1e} (tensorrt-10)" in text_of(facts_table(manifest))
 
 
+@two_images()
 def test_a_tolerance_below_the_floor_is_refused(
     segmenter_weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -182,6 +185,7 @@ def test_a_misspelt_target_is_refused_at_once() -> None:
 
 
 @pytest.fixture(scope="module")
+@two_images()
 def batches(segmenter_weights: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("batches")
     kinds = {
@@ -251,6 +255,7 @@ def test_batch_and_open_batch_exclude_each_other() -> None:
 # The best iterate
 
 
+@two_images()
 def test_the_best_iterate_of_each_image_is_returned(
     segmenter_weights: Path, tmp_path: Path
 ) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import onnx_ir as ir
 import pytest
+from few_images import two_images
 from tiny_data import write_image
 
 import edge_mdeq
@@ -28,6 +29,7 @@ def contents(path: Path) -> dict[str, bytes]:
     return {p.relative_to(path).as_posix(): p.read_bytes() for p in path.rglob("*") if p.is_file()}
 
 
+@two_images()
 def test_it_gives_the_graphs_that_an_export_would_have_given(
     segmenter_weights: Path, segmenter_bundle: Path, own_copy: Copy, tmp_path: Path
 ) -> None:
@@ -65,6 +67,7 @@ def test_it_gives_the_graphs_that_an_export_would_have_given(
     ],
     ids=["anderson", "broyden", "best"],
 )
+@two_images()
 def test_the_history_and_the_best_iterate_come_along(
     classifier_weights: Path, tmp_path: Path, settings: ExportSettings
 ) -> None:
@@ -86,6 +89,7 @@ def test_rungs_stay_in_order_and_are_measured_on_as_many_images(
     assert gaps == sorted(gaps, reverse=True), "of the same images"
 
 
+@two_images()
 def test_an_open_batch_stays_open(classifier_weights: Path, tmp_path: Path) -> None:
     path = tmp_path / "a.mdeq"
     export_bundle(classifier_weights, path, ExportSettings((1,), dynamic_batch=True))
