@@ -42,6 +42,14 @@ def tune(
     lr: float = typer.Option(None, help="Highest learning rate, instead of 1e-3."),
     batch: int = typer.Option(None, min=1, help="Images a step, instead of 8."),
     seed: int = typer.Option(None, help="Another order of images and other crops."),
+    label: float = typer.Option(
+        0.3, min=0, help="Weight of the labels beside the weights' own converged answer."
+    ),
+    cold_weight: float = typer.Option(
+        2.0, min=0, help="How much the answer after a cold start counts,"
+    ),
+    warm_weight: float = typer.Option(0.5, min=0, help="... after a warm one,"),
+    far_weight: float = typer.Option(1.0, min=0, help="... and after many evaluations."),
     max_metric_drop: float = typer.Option(
         0.005, "--max-metric-drop", help="How much the converged answer may lose."
     ),
@@ -56,7 +64,14 @@ def tune(
     from edge_mdeq.training.tune import TuneSettings, choose_recipe
     from edge_mdeq.training.tune import tune as tune_weights
 
-    settings = TuneSettings(iterations, warm)
+    settings = TuneSettings(
+        iterations,
+        warm,
+        label=label,
+        cold_weight=cold_weight,
+        warm_weight=warm_weight,
+        far_weight=far_weight,
+    )
     chosen = choose_recipe(weights, recipe, layout, ignore, epochs, lr, batch, seed)
     with training_bar("cold", "warm", "far") as progress:
         report = tune_weights(

@@ -17,6 +17,7 @@ statistics they have.
 from __future__ import annotations
 
 import json
+import math
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -98,6 +99,11 @@ class TuneSettings:
             )
         if self.warm < 0:
             raise ConfigError(f"warm is {self.warm}, need at least 0")
+        for name, weight in {"label": self.label, **self.weights}.items():
+            if not 0 <= weight < math.inf:
+                raise ConfigError(
+                    f"the weight of {name!r} is {weight}, must be at least 0 and finite"
+                )
         if self.warm == 0:
             object.__setattr__(self, "warm", max(1, self.iterations // 2))
 

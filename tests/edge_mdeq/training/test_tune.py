@@ -383,6 +383,13 @@ def test_warm_evaluations_cannot_be_negative() -> None:
         TuneSettings(2, warm=-1)
 
 
+@pytest.mark.parametrize("weight", [-0.1, math.inf, math.nan])
+@pytest.mark.parametrize("name", ["label", "cold_weight", "warm_weight", "far_weight"])
+def test_a_weight_that_makes_no_sense_is_refused(name: str, weight: float) -> None:
+    with pytest.raises(ConfigError, match=f"the weight of '{name.removesuffix('_weight')}' is"):
+        TuneSettings(2, **{name: weight})
+
+
 def test_the_card_decides_model_and_input(segmenter: Trained, tmp_path: Path) -> None:
     weights, _ = segmenter
     other = replace(SEGMENTER, optim=replace(SEGMENTER.optim, epochs=9, batch=2, lr=1.0), seed=4)
@@ -489,6 +496,16 @@ def test_the_command_tunes_and_names_the_next_one(trained: Trained, tmp_path: Pa
     assert "tune.json and tune.svg" in result.output
     weights = tmp_path / "weights.safetensors"
     assert f"next: edge-mdeq export {weights} -o tuned.mdeq --iterations 1" in result.output
+
+
+def test_the_command_s_weights_are_those_of_the_run(segmenter: Trained, tmp_path: Path) -> None:
+    """A checkpoint remembers what it was started for."""
+    chosen = ["--label", "0.5", "--cold-weight", "3", "--warm-weight", "1", "--far-weight", "2"]
+    result = invoke(*options(segmenter, tmp_path), *chosen, "--max-metric-drop", "1")
+    assert result.exit_code == 0, result.output
+    aims = torch.load(tmp_path / "checkpoint.pt", weights_only=True)["aims"]
+    assert [aims[f"{name}_weight"] for name in ("cold", "warm", "far")] == [3, 1, 2]
+    assert aims["label"] == 0.5
 
 
 def test_the_command_fails_if_the_converged_answer_loses_too_much(
