@@ -7,7 +7,6 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,10 +17,10 @@ from edge_mdeq.errors import ConfigError, SourceError
 
 if TYPE_CHECKING:
     from mdeq_runtime import Model, Result
+    from mdeq_runtime.metrics import Summary
     from mdeq_runtime.policies import Policy
     from mdeq_runtime.sinks import Sink
     from mdeq_runtime.sources import Source
-    from mdeq_runtime.summary import Summary
 
 __all__ = ["run"]
 
@@ -55,6 +54,12 @@ def run(
     graph_cache: Path = typer.Option(
         None, "--graph-cache", help="A folder for graphs as this machine runs them: less memory."
     ),
+    metrics: Path = typer.Option(
+        None, "--metrics", help="A file to append a JSON line of metrics to, now and then."
+    ),
+    metrics_every: float = typer.Option(
+        10.0, "--metrics-every", help="Seconds between two such lines."
+    ),
     max_frames: int = typer.Option(None, "--max-frames", min=1, help="Stop after so many."),
     headless: bool = typer.Option(False, "--headless", help="Open no window."),
     as_json: bool = typer.Option(False, "--json", help="Print the summary as JSON."),
@@ -62,7 +67,9 @@ def run(
     """Run a bundle on a camera, a video or images."""
     keep_libraries_quiet()
     from mdeq_runtime import Model, SessionSettings
+    from mdeq_runtime.metrics import Metrics
     from mdeq_runtime.pipeline import run as run_pipeline
+    from mdeq_runtime.sinks.metrics import MetricsSink
     from mdeq_runtime.sources import open_source
 
     targets = [*([output] if output else []), *more]
@@ -79,10 +86,16 @@ def run(
         session = stack.enter_context(model.session())
         opened = stack.enter_context(open_source(source))
         sinks = open_sinks(stack, targets, opened, model)
+        gathered = Metrics(model.backend)
+        if metrics is not None:
+            sinks.append(stack.enter_context(MetricsSink(metrics, gathered, metrics_every)))
+            targets.append(str(metrics))
         note(opened, model, as_json)
         on_result = stack.enter_context(progress_bar(opened, as_json))
         stop_by_signals()
-        summary = run_pipeline(session, opened, sinks, max_frames=max_frames, on_result=on_result)
+        summary = run_pipeline(
+            session, opened, sinks, max_frames=max_frames, on_result=on_result, metrics=gathered
+        )
     report(summary, as_json)
     if not summary.frames and not summary.interrupted:
         raise SourceError(f"{opened.description} delivered no frame")
@@ -177,7 +190,7 @@ def progress_bar(source: Source, quiet: bool) -> Iterator[Callable[[Result], Non
                 task,
                 description=f"frame {result.index}  {result.iterations} iterations  "
                 f"residual {result.residual:.3f}  {'warm' if result.warm else 'cold'}  "
-                f"{result.times['solve']:.0f} ms",
+                f"{result.busy_ms:.0f} ms",
             )
 
         yield show
@@ -186,9 +199,7 @@ def progress_bar(source: Source, quiet: bool) -> Iterator[Callable[[Result], Non
 def report(summary: Summary, as_json: bool) -> None:
     """The run in numbers."""
     if as_json:
-        import json
-
-        typer.echo(json.dumps(asdict(summary)))
+        typer.echo(summary.to_json_line())
         return
     typer.echo(
         f"{summary.frames} frames in {summary.seconds:.1f} s ({summary.fps:.1f} per second), "

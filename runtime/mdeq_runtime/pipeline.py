@@ -15,11 +15,11 @@ from typing import Protocol
 
 from mdeq_runtime.frames import check_frame
 from mdeq_runtime.memory import peak_resident_bytes
+from mdeq_runtime.metrics import Metrics, Percentiles, Summary
 from mdeq_runtime.results import Frame, Result
 from mdeq_runtime.sinks.base import Sink, refuse_clashes
 from mdeq_runtime.slot import Capture, capture
 from mdeq_runtime.sources.base import Source
-from mdeq_runtime.summary import Percentiles, Summary, Tally
 
 __all__ = ["Percentiles", "Session", "Summary", "run"]
 
@@ -46,6 +46,7 @@ def run(
     max_frames: int | None = None,
     on_result: Callable[[Result], None] | None = None,
     stop: threading.Event | None = None,
+    metrics: Metrics | None = None,
 ) -> Summary:
     """Answer frames until the source ends, a sink asks to stop, or Ctrl-C.
 
@@ -59,39 +60,35 @@ def run(
         max_frames: stop after so many.
         on_result: called after the sinks.
         stop: set it, from any thread, to end the run before the next frame.
+        metrics: fed with every frame, for others to look at meanwhile; the summary is made of it.
 
     Raises:
         SourceError, SinkError, FrameError: from the source, a sink, or the check of each frame.
         SinkError: two outputs are one file, or one is the source's; nothing was run.
     """
-    tally = Tally()
-    dropped = 0
+    metrics = metrics or Metrics()
     interrupted = False
-    started = time.perf_counter()
     with _closing([*sinks, source]):
         refuse_clashes(source, sinks)
         try:
             with capture(source) as frames:
+                dropped = 0
                 try:
                     for frame, read_ms in _frames(frames, stop, max_frames):
                         check_frame(frame.image, f"frame {frame.index} of {source.description}")
                         answer = session(frame)
                         result = replace(answer, times={"read": read_ms, **answer.times})
                         go_on, write_ms = _deliver(frame, result, sinks, on_result)
-                        tally.add(result, write_ms)
+                        before, dropped = dropped, frames.dropped
+                        metrics.add(result, write_ms, dropped - before)
                         if not go_on:
                             break
                 finally:
-                    dropped = frames.dropped
+                    metrics.drop(frames.dropped - dropped)
         except KeyboardInterrupt:
             interrupted = True
-        seconds = time.perf_counter() - started
-    return tally.summary(
-        dropped=dropped,
-        seconds=seconds,
-        interrupted=interrupted,
-        peak_rss_bytes=peak_resident_bytes(),
-    )
+        summary = Summary(**vars(metrics.snapshot()), interrupted=interrupted)
+    return replace(summary, peak_rss_bytes=peak_resident_bytes())  # closing may take some too
 
 
 def _frames(

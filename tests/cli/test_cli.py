@@ -169,6 +169,19 @@ def test_run_json_is_one_object_that_counts_the_frames(
     assert {"fit", "solve", "restore", "read", "write"} <= set(summary["stages"])
 
 
+def test_run_appends_metrics_to_a_file(segmenter_bundle: Path, tmp_path: Path) -> None:
+    clip = write_video(tmp_path / "clip.avi", 5)
+    arguments = ("run", segmenter_bundle, clip, "--metrics", "m.jsonl", "--metrics-every", "1e-6")
+    first = call(*arguments, cwd=tmp_path)
+    assert first.returncode == 0, first.stderr
+    assert "wrote m.jsonl" in first.stdout
+    assert call(*arguments[:5], "--max-frames", "2", cwd=tmp_path).returncode == 0
+    entries = [json.loads(line) for line in (tmp_path / "m.jsonl").read_text().splitlines()]
+    assert [entry["frames"] for entry in entries] == [0, 1, 2, 3, 4, 5, 2]
+    assert entries[5]["cold"]["first_frame"] == 1
+    assert entries[5]["rss_bytes"] > 0
+
+
 @pytest.mark.parametrize(
     ("options", "most"),
     [

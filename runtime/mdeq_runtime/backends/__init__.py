@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edge_mdeq.bundle import Parts, Rung
 
-__all__ = ["Answer", "Backend", "StreamState"]
+__all__ = ["Answer", "Backend", "ReportsDeviceMemory", "StreamState"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,3 +67,11 @@ class Backend(Protocol):
 
     def close(self) -> None:
         """Let go of graphs and memory; using it afterwards is a SessionError."""
+
+
+@runtime_checkable
+class ReportsDeviceMemory(Protocol):
+    """What a backend with a memory of its own may have besides."""
+
+    def device_bytes(self) -> int:
+        """Device memory in bytes that graphs, weights and states take; from any thread."""
