@@ -16,7 +16,7 @@ from edge_mdeq.cli.console import INTERRUPTED, next_step, stop_by_signals
 from edge_mdeq.errors import ConfigError, SourceError
 
 if TYPE_CHECKING:
-    from mdeq_runtime import Model, Result
+    from mdeq_runtime import Model, Result, Session
     from mdeq_runtime.metrics import Summary
     from mdeq_runtime.policies import Policy
     from mdeq_runtime.sinks import Sink
@@ -44,6 +44,12 @@ def run(
     ),
     deadline_ms: float = typer.Option(
         None, "--deadline-ms", help="Milliseconds a frame may take; a solve stops in time."
+    ),
+    target_ms: float = typer.Option(
+        None,
+        "--target-ms",
+        help="Milliseconds that a frame should take, outputs included: evaluations are lowered "
+        "before frames are dropped or the machine runs hot, and raised again.",
     ),
     max_iterations: int = typer.Option(
         None, min=1, help="Evaluations at most, with --tolerance or --deadline-ms; 26."
@@ -94,7 +100,13 @@ def run(
         on_result = stack.enter_context(progress_bar(opened, as_json))
         stop_by_signals()
         summary = run_pipeline(
-            session, opened, sinks, max_frames=max_frames, on_result=on_result, metrics=gathered
+            session,
+            opened,
+            sinks,
+            max_frames=max_frames,
+            on_result=on_result,
+            metrics=gathered,
+            govern=choose_governor(session, target_ms),
         )
     report(summary, as_json)
     if not summary.frames and not summary.interrupted:
@@ -141,6 +153,21 @@ def choose_policy(
     if iterations is not None:
         return FixedIterations(iterations, **limits)
     return FixedIterations(warm or None, cold or 0, **limits)
+
+
+def choose_governor(
+    session: Session, target_ms: float | None
+) -> Callable[[Result, float], None] | None:
+    """A governor for the session, if there is a target.
+
+    Raises:
+        ConfigError: a target that makes no sense.
+    """
+    if target_ms is None:
+        return None
+    from mdeq_runtime.governor import Governor, GovernorSettings, governing
+
+    return governing(Governor(GovernorSettings(target_ms), session.counts), session)
 
 
 def keep_libraries_quiet() -> None:

@@ -18,12 +18,13 @@ import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 from edge_mdeq.errors import ConfigError
 from mdeq_runtime.results import Result
 from mdeq_runtime.sensors import Sensors
 
-__all__ = ["Governor", "GovernorSettings"]
+__all__ = ["Governor", "GovernorSettings", "governing"]
 
 log = logging.getLogger(__name__)
 
@@ -254,3 +255,18 @@ class Governor:
         self.told[level], self.untold = now, 0
         counts = self.counts[to], self.counts[before]
         log.log(level, "at most %d evaluations instead of %d: %s%s", *counts, why, more)
+
+
+class Limited(Protocol):
+    """A session whose evaluations can be limited."""
+
+    limit: int | None
+
+
+def governing(governor: Governor, session: Limited) -> Callable[[Result, float], None]:
+    """What the pipeline calls after each frame: the advice becomes the session's limit."""
+
+    def follow(result: Result, write_ms: float) -> None:
+        session.limit = governor.advise(result, write_ms)
+
+    return follow

@@ -47,6 +47,7 @@ def run(
     on_result: Callable[[Result], None] | None = None,
     stop: threading.Event | None = None,
     metrics: Metrics | None = None,
+    govern: Callable[[Result, float], None] | None = None,
 ) -> Summary:
     """Answer frames until the source ends, a sink asks to stop, or Ctrl-C.
 
@@ -60,6 +61,8 @@ def run(
         max_frames: stop after so many.
         on_result: called after the sinks.
         stop: set it, from any thread, to end the run before the next frame.
+        govern: told each result and the milliseconds that writing it took, before the next frame;
+            see ``mdeq_runtime.governor.governing``.
         metrics: fed with every frame, for others to look at meanwhile; the summary is made of it.
 
     Raises:
@@ -81,6 +84,8 @@ def run(
                         go_on, write_ms = _deliver(frame, result, sinks, on_result)
                         before, dropped = dropped, frames.dropped
                         metrics.add(result, write_ms, dropped - before)
+                        if govern is not None:
+                            govern(result, write_ms)
                         if not go_on:
                             break
                 finally:

@@ -75,6 +75,10 @@ class Session:
         backend: what runs the graphs; shared with other sessions, closed by its owner.
         settings: how to solve.
 
+    Attributes:
+        limit: evaluations that the next frames may have at most, whatever the policy says; None:
+            as it says. A governor sets it.
+
     Raises:
         SessionError: the counts asked for cannot be made of the bundle's rungs, or a tolerance is
             below what its precision can reach.
@@ -101,6 +105,7 @@ class Session:
         self.cuts = CutDetector()
         # why the next frame starts cold; None if it may be warm
         self.cold: Cold | None = Cold("first_frame", "first frame")
+        self.limit: int | None = None
         self.lock = threading.Lock()
         self.closed = False
 
@@ -116,6 +121,11 @@ class Session:
         with self.lock:
             return self.answer(frame)
 
+    @property
+    def counts(self) -> tuple[int, ...]:
+        """The numbers of evaluations that it can give a frame, ascending."""
+        return self.solver.counts
+
     def reset(self, reason: str = "requested") -> None:
         """Forget the carried state: the next frame starts cold, and its result says why."""
         with self.lock:
@@ -130,7 +140,7 @@ class Session:
         image = fit_image(frame.image, fit)[..., ::-1]  # BGR to RGB, once it is small
         cold = self.why_cold(image)
         fitted = time.perf_counter()
-        solved = self.solver.solve(image, self.state, cold, fitted - started)
+        solved = self.solver.solve(image, self.state, cold, fitted - started, self.limit)
         answer = solved.answer
         if not math.isfinite(answer.residual):
             self.cold = NON_FINITE

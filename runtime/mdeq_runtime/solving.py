@@ -10,6 +10,7 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any, Protocol
 
 import numpy as np
@@ -45,10 +46,21 @@ class Solved:
 
 
 class Solver(Protocol):
-    """Solves frame after frame on the graphs of one backend."""
+    """Solves frame after frame on the graphs of one backend.
+
+    Attributes:
+        counts: the numbers of evaluations that it can make, ascending.
+    """
+
+    counts: tuple[int, ...]
 
     def solve(
-        self, image: NDArray[np.uint8], state: Any, cold: Cold | None, spent: float = 0.0
+        self,
+        image: NDArray[np.uint8],
+        state: Any,
+        cold: Cold | None,
+        spent: float = 0.0,
+        most: int | None = None,
     ) -> Solved:
         """Answer one image.
 
@@ -57,6 +69,8 @@ class Solver(Protocol):
             state: the stream's; it moves on in place.
             cold: why this solve must start from zero; None if it may start from ``state``.
             spent: seconds of the frame's time that are over.
+            most: evaluations at most, whatever the policy says; None: as it says. The smallest of
+                ``counts`` is made in any case.
         """
 
     def note_rest(self, seconds: float) -> None:
@@ -109,14 +123,21 @@ class Fixed:
         self.cold_plan = cold_plan(rungs, cold, self.warm_plan)
         for rung in {*self.cold_plan, *self.warm_plan}:  # and no others
             backend.load(rung.graph)
+        plans = (self.warm_plan, self.cold_plan)
+        self.counts = tuple(sorted({total for chain in plans for total in totals(chain)}))
 
     def solve(
-        self, image: NDArray[np.uint8], state: Any, cold: Cold | None, spent: float = 0.0
+        self,
+        image: NDArray[np.uint8],
+        state: Any,
+        cold: Cold | None,
+        spent: float = 0.0,
+        most: int | None = None,
     ) -> Solved:
         started = time.perf_counter()
         iterations, answer = 0, None
         if cold is None:
-            answer, iterations = self.run(self.warm_plan, image, state)
+            answer, iterations = self.run(within(self.warm_plan, most), image, state)
             if not math.isfinite(answer.residual):
                 cold = NON_FINITE
             elif answer.residual > self.restart_above:
@@ -124,7 +145,7 @@ class Fixed:
                 cold = Cold("residual", text)
         if answer is None or cold:
             state.reset()
-            answer, more = self.run(self.cold_plan, image, state)
+            answer, more = self.run(within(self.cold_plan, most), image, state)
             iterations += more
         times = {"solve": 1e3 * (time.perf_counter() - started)}
         return Solved(answer, iterations, cold, times)
@@ -139,6 +160,18 @@ class Fixed:
 
     def note_rest(self, seconds: float) -> None:
         """A fixed number of evaluations takes as long as it takes."""
+
+
+def totals(rungs: Sequence[Rung]) -> list[int]:
+    """The evaluations after each rung of a chain."""
+    return list(accumulate(rung.evaluations for rung in rungs))
+
+
+def within(rungs: Sequence[Rung], most: int | None) -> Sequence[Rung]:
+    """The beginning of a chain with at most so many evaluations, but its first rung always."""
+    if most is None:
+        return rungs
+    return rungs[: max(1, sum(total <= most for total in totals(rungs)))]
 
 
 class Pace:
@@ -171,22 +204,31 @@ class Stepped:
         self.backend, self.parts, self.policy = backend, parts, policy
         self.restart_above = restart_above
         self.rung = min(parts.advance, key=lambda rung: rung.evaluations)
-        self.limit = policy.ms / 1e3 if isinstance(policy, UntilDeadline) else math.inf
+        self.allowed = policy.ms / 1e3 if isinstance(policy, UntilDeadline) else math.inf
         self.step, self.read, self.rest = Pace(), Pace(), Pace()
+        size = self.rung.evaluations
+        self.counts = tuple(range(size, max(policy.max_iterations, size) + 1, size))
         for graph in (parts.inject, self.rung.graph, parts.readout):
             backend.load(graph)
 
     def solve(
-        self, image: NDArray[np.uint8], state: Any, cold: Cold | None, spent: float = 0.0
+        self,
+        image: NDArray[np.uint8],
+        state: Any,
+        cold: Cold | None,
+        spent: float = 0.0,
+        most: int | None = None,
     ) -> Solved:
         started = time.perf_counter()
-        end = started - spent + self.limit
+        end = started - spent + self.allowed
         if cold:
             state.reset()
         else:
             state.restart()
         self.backend.inject(self.parts, image, state)
         injected = now = time.perf_counter()
+        limit = self.policy.max_iterations
+        limit = limit if most is None else min(limit, most)
         iterations, enough = 0, False
         while not enough:
             residual = self.backend.advance(self.rung, state)
@@ -197,7 +239,7 @@ class Stepped:
             if given_up:
                 cold = given_up
                 state.reset()
-            enough = not given_up and self.is_enough(iterations, residual, end - now)
+            enough = not given_up and self.is_enough(iterations, residual, limit, end - now)
         answer = self.backend.readout(self.parts, state)
         done = time.perf_counter()
         self.read.note(done - now)
@@ -216,11 +258,11 @@ class Stepped:
             return Cold("residual", f"reset: residual {residual:.2f} from a warm start")
         return None
 
-    def is_enough(self, iterations: int, residual: float, left: float) -> bool:
+    def is_enough(self, iterations: int, residual: float, limit: int, left: float) -> bool:
         """Whether to stop, with ``left`` seconds to the deadline."""
         if residual <= self.policy.tol or not math.isfinite(residual):
             return True
-        if iterations + self.rung.evaluations > self.policy.max_iterations:
+        if iterations + self.rung.evaluations > limit:
             return True
         return left < self.step.seconds + self.read.seconds + self.rest.seconds
 

@@ -190,6 +190,7 @@ def test_run_appends_metrics_to_a_file(segmenter_bundle: Path, tmp_path: Path) -
         (["--deadline-ms", "0.001"], 1),
         (["--deadline-ms", "60000", "--tolerance", "1e-9", "--max-iterations", "5"], 5),
         (["--warm", "0"], 4),
+        (["--tolerance", "1e-9", "--max-iterations", "3", "--target-ms", "60000"], 3),
     ],
 )
 def test_run_stops_each_solve_as_its_options_say(
@@ -240,6 +241,7 @@ Refusal = Callable[[Path, Path], list[str | Path]]
         ),
         (lambda b, d: ["run", b, "clip.avi", "--deadline-ms", "0"], "must be positive"),
         (lambda b, d: ["run", b, "clip.avi", "--tolerance", "-1"], "must be positive"),
+        (lambda b, d: ["run", b, "clip.avi", "--target-ms", "0"], "the target is"),
         (lambda b, d: ["inspect", d], "is not a bundle"),
         (lambda b, d: ["export", "gone.safetensors", "-o", "x.mdeq"], "does not exist"),
         (

@@ -23,6 +23,8 @@ from mdeq_runtime import (
     UntilDeadline,
     UntilTolerance,
 )
+from mdeq_runtime.governor import Governor, GovernorSettings, governing
+from mdeq_runtime.sensors import Sensors
 
 Picture = NDArray[np.uint8]
 SIZE = (64, 96)
@@ -234,6 +236,49 @@ def test_a_given_up_start_is_never_answered_even_when_time_is_up(model: Model) -
     found = session(picture(6))
     assert (found.warm, found.iterations) == (False, 2)
     assert_same(found, fixed(model, 1, picture(6)))
+
+
+# Under a limit
+
+
+@pytest.mark.parametrize(
+    ("policy", "counts"),
+    [
+        (UntilTolerance(1e-9, max_iterations=5), (1, 2, 3, 4, 5)),
+        (UntilDeadline(6e4, tol=1e-9, max_iterations=3), (1, 2, 3)),
+        (FixedIterations(2, cold=4), (2, 4)),
+        (FixedIterations(1, cold=0), (1, 2, 3, 4)),
+    ],
+)
+def test_a_limit_goes_before_the_policy(
+    model: Model, policy: UntilTolerance | UntilDeadline | FixedIterations, counts: tuple[int, ...]
+) -> None:
+    session = model.session(replace(CALM, policy=policy))
+    assert session.counts == counts
+    for limit in (None, *reversed(counts), 1):
+        session.reset()
+        session.limit = limit
+        found = session(picture(0))
+        expected = counts[-1] if limit is None else max(limit, counts[0])
+        assert found.iterations == expected
+        assert_same(found, fixed(model, expected, picture(0)))
+
+
+def test_a_governed_stream_meets_its_target_and_takes_what_it_may(
+    model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Evaluations of 20 ms, a target of 75: three fit, with a little to spare."""
+    session = model.session(replace(ALONE, policy=UntilTolerance(1e-9, max_iterations=8)))
+    Slow(session, 0.02, monkeypatch)
+    governor = Governor(GovernorSettings(75), session.counts, Sensors(root=Path("/nowhere")))
+    govern = governing(governor, session)
+    results = []
+    for _ in range(40):
+        results.append(session(picture(0)))
+        govern(results[-1], 0.0)
+    assert results[0].iterations == 8
+    assert {result.iterations for result in results[-8:]} <= {2, 3}
+    assert np.median([result.busy_ms for result in results[-8:]]) < 75
 
 
 # What is refused
