@@ -104,7 +104,7 @@ def classifier_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def export_once(weights: Path) -> Path:
-    from few_images import two_images
+    from quick_exports import two_images
 
     from mdeq_export import ExportSettings, export_bundle
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from few_images import two_images
+from quick_exports import two_images
 
 from edge_mdeq.bundle import SolverCurve, open_bundle
 from edge_mdeq.errors import ConfigError, ConvergenceError

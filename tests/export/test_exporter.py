@@ -20,7 +20,7 @@ import onnx_ir as ir
 import onnxruntime as ort
 import pytest
 import torch
-from few_images import two_images
+from quick_exports import two_images
 from safetensors.torch import load_file, save_file
 from tiny_data import cut, empty, text, write_camvid, write_image
 

@@ -12,8 +12,8 @@ import onnx
 import onnxruntime as ort
 import pytest
 import torch
-from few_images import two_images
 from numpy.typing import NDArray
+from quick_exports import traced_once, two_images
 from rich.console import Console
 from rich.table import Table
 
@@ -160,6 +160,7 @@ def test_floor_and_flags_are_shown(half: Path) -> None:
 
 
 @two_images()
+@traced_once()
 def test_a_tolerance_below_the_floor_is_refused(
     segmenter_weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -189,9 +190,9 @@ def test_a_misspelt_target_is_refused_at_once() -> None:
 def batches(segmenter_weights: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("batches")
     kinds = {
-        "one": ExportSettings((3,), "anderson"),
-        "two": ExportSettings((3,), "anderson", batch=2),
-        "any": ExportSettings((3,), "anderson", dynamic_batch=True),
+        "one": ExportSettings((3,), "anderson", {"m": 2}),
+        "two": ExportSettings((3,), "anderson", {"m": 2}, batch=2),
+        "any": ExportSettings((3,), "anderson", {"m": 2}, dynamic_batch=True),
     }
     for name, settings in kinds.items():
         export_bundle(segmenter_weights, folder / f"{name}.mdeq", settings)
