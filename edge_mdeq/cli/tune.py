@@ -38,18 +38,18 @@ def tune(
         None, help="camvid, cityscapes, folder or cifar10; by the task if not given."
     ),
     ignore: list[int] = typer.Option([255], "--ignore", help="Mask values that mean void."),
-    epochs: int = typer.Option(None, min=1, help="Passes over the data, instead of 12."),
-    lr: float = typer.Option(None, help="Highest learning rate, instead of 1e-3."),
+    epochs: int = typer.Option(None, min=1, help="Passes over the data, instead of 24."),
+    lr: float = typer.Option(None, help="Highest learning rate, instead of 1.5e-3."),
     batch: int = typer.Option(None, min=1, help="Images a step, instead of 8."),
     seed: int = typer.Option(None, help="Another order of images and other crops."),
     label: float = typer.Option(
         0.3, min=0, help="Weight of the labels beside the weights' own converged answer."
     ),
     cold_weight: float = typer.Option(
-        2.0, min=0, help="How much the answer after a cold start counts,"
+        3.0, min=0, help="How much the answer after a cold start counts,"
     ),
-    warm_weight: float = typer.Option(0.5, min=0, help="... after a warm one,"),
-    far_weight: float = typer.Option(1.0, min=0, help="... and after many evaluations."),
+    warm_weight: float = typer.Option(1.0, min=0, help="... after a warm one,"),
+    far_weight: float = typer.Option(2.0, min=0, help="... and after many evaluations."),
     max_metric_drop: float = typer.Option(
         0.005, "--max-metric-drop", help="How much the converged answer may lose."
     ),

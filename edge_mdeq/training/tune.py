@@ -56,7 +56,7 @@ __all__ = ["TuneReport", "TuneSettings", "choose_recipe", "tune"]
 
 WEIGHTS = "weights.safetensors"
 DEFAULT_OPTIM = OptimConfig(
-    name="muon", epochs=12, batch=8, lr=1e-3, warmup_steps=30, ema_decay=0.99, freeze_norm=True
+    name="muon", epochs=24, batch=8, lr=1.5e-3, warmup_steps=30, ema_decay=0.99, freeze_norm=True
 )
 MOVED = {"degrees": 1.5, "translate": (0.04, 0.04), "scale": (0.94, 1.06)}  # frame to frame
 
@@ -84,9 +84,9 @@ class TuneSettings:
     tol: float = 1e-2
     far: tuple[int, int] = (2, 10)
     label: float = 0.3
-    cold_weight: float = 2.0
-    warm_weight: float = 0.5
-    far_weight: float = 1.0
+    cold_weight: float = 3.0
+    warm_weight: float = 1.0
+    far_weight: float = 2.0
     agree: float = 0.5
     jacobian: float = 1.0
     frequency: float = 0.3
