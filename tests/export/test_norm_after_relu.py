@@ -6,12 +6,12 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 import torch
+from lowering import run
 from numpy.typing import NDArray
 
 from edge_mdeq.errors import ExportError
 from mdeq_export.passes import Half, LowerGroupNorm, NormAfterRelu, run_passes
 from mdeq_export.pieces import OPSET
-from tests.export.lowering import run
 
 GROUPS = 4
 BATCHES = "batch"
