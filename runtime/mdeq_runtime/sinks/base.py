@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
@@ -66,7 +67,7 @@ def check_folder(path: Path) -> None:
         raise SinkError(
             f"cannot make the output folder {path} ({error.strerror}); choose another place"
         ) from error
-    probe = path / f".{os.getpid()}.part"
+    probe = path / f".{os.getpid()}.{threading.get_ident()}.part"  # others may look at once
     try:
         probe.touch()
         probe.unlink()
