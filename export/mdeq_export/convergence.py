@@ -155,16 +155,8 @@ def measure(
         ]
         residuals.append([residual for residual, _ in points])
         others.append([share for _, share in points])
-    rates, shares = np.array(residuals), np.array(others)
-
-    return SolverCurve(
-        solver=solver,
-        settings=settings,
-        cost=round(1 + overhead(model, config, solver, settings), 3),
-        residual=recorded(rates.mean(axis=0)),
-        worst=recorded(rates.max(axis=0)),
-        disagreement=recorded(shares.mean(axis=0)),
-    )
+    shares = recorded(np.array(others).mean(axis=0))
+    return curve_of(model, config, solver, settings, np.array(residuals), shares)
 
 
 def reference_curve(model: MDEQ, config: InputConfig, goals: Sequence[Answer]) -> SolverCurve:
@@ -175,13 +167,25 @@ def reference_curve(model: MDEQ, config: InputConfig, goals: Sequence[Answer]) -
     traces = [goal.trace[:, 0] for goal in goals if goal.trace is not None]
     length = max(len(trace) for trace in traces)
     rates = np.stack([np.pad(trace, (0, length - len(trace)), mode="edge") for trace in traces])
+    return curve_of(model, config, REFERENCE_SOLVER, REFERENCE_SETTINGS, rates, ())
+
+
+def curve_of(
+    model: MDEQ,
+    config: InputConfig,
+    solver: str,
+    settings: dict[str, float],
+    rates: NDArray[np.float64],
+    disagreement: tuple[float, ...],
+) -> SolverCurve:
+    """A curve of relative residuals ``rates`` (images, evaluations)."""
     return SolverCurve(
-        solver=REFERENCE_SOLVER,
-        settings=REFERENCE_SETTINGS,
-        cost=round(1 + overhead(model, config, REFERENCE_SOLVER, REFERENCE_SETTINGS), 3),
+        solver=solver,
+        settings=settings,
+        cost=round(1 + overhead(model, config, solver, settings), 3),
         residual=recorded(rates.mean(axis=0)),
         worst=recorded(rates.max(axis=0)),
-        disagreement=(),
+        disagreement=disagreement,
     )
 
 

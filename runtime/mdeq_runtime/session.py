@@ -76,8 +76,8 @@ class Session:
         settings: how to solve.
 
     Attributes:
-        limit: evaluations that the next frames may have at most, whatever the policy says; None:
-            as it says. A governor sets it.
+        limit: evaluations that the next frames may have at most, whatever the policy says, a warm
+            start that is given up not counted; None: as it says. A governor sets it.
 
     Raises:
         SessionError: the counts asked for cannot be made of the bundle's rungs, or a tolerance is

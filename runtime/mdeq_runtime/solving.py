@@ -1,7 +1,7 @@
 """How one frame is solved under a policy: in one graph, or rung by rung until it is enough.
 
-``warm`` says where a solve starts: at the state that the last one left, or at zero. A warm solve
-that goes wrong is done again from zero, and its reason says what went wrong.
+A solve is warm if it starts at the state that the last one left, and cold if it starts at zero. A
+warm one that goes wrong is done again from zero, and the answer says why.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ class Solver(Protocol):
             cold: why this solve must start from zero; None if it may start from ``state``.
             spent: seconds of the frame's time that are over.
             most: evaluations at most, whatever the policy says; None: as it says. The smallest of
-                ``counts`` is made in any case.
+                ``counts`` is made in any case, and a start that is given up comes on top.
         """
 
     def note_rest(self, seconds: float) -> None:

@@ -8,10 +8,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import pytest
-from numpy.typing import NDArray
+from streams import CALM, SIZE, Picture, assert_same
+from streams import blobs as picture
 
 from edge_mdeq.errors import ConfigError, SessionError
 from mdeq_runtime import (
@@ -26,16 +26,7 @@ from mdeq_runtime import (
 from mdeq_runtime.governor import Governor, GovernorSettings, governing
 from mdeq_runtime.sensors import Sensors
 
-Picture = NDArray[np.uint8]
-SIZE = (64, 96)
 ALONE = SessionSettings(carry=False)
-# starts cold for neither its residual nor its picture
-CALM = SessionSettings(restart_above=1e9, reset_on_cut=False)
-
-
-def picture(seed: int, size: tuple[int, int] = SIZE) -> Picture:
-    small = np.random.default_rng(seed).integers(0, 256, (5, 7, 3), dtype=np.uint8)
-    return np.asarray(cv2.resize(small, size[::-1], interpolation=cv2.INTER_LINEAR))
 
 
 @pytest.fixture(scope="module")
@@ -70,11 +61,6 @@ def with_history(
 def fixed(model: Model, count: int, frame: Picture) -> Result:
     """A cold solve of so many evaluations, in one graph if there is one."""
     return model.session(replace(ALONE, policy=FixedIterations(count)))(frame)
-
-
-def assert_same(found: Result, expected: Result) -> None:
-    assert (found.output == expected.output).mean() > 0.999
-    assert found.residual == pytest.approx(expected.residual, rel=1e-3, abs=1e-6)
 
 
 # Until a tolerance
@@ -267,18 +253,18 @@ def test_a_limit_goes_before_the_policy(
 def test_a_governed_stream_meets_its_target_and_takes_what_it_may(
     model: Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Evaluations of 20 ms, a target of 75: three fit, with a little to spare."""
+    """Evaluations of 60 ms, a target of 230: three fit, also on a busy machine, and four never."""
     session = model.session(replace(ALONE, policy=UntilTolerance(1e-9, max_iterations=8)))
-    Slow(session, 0.02, monkeypatch)
-    governor = Governor(GovernorSettings(75), session.counts, Sensors(root=Path("/nowhere")))
+    Slow(session, 0.06, monkeypatch)
+    governor = Governor(GovernorSettings(230), session.counts, Sensors(root=Path("/nowhere")))
     govern = governing(governor, session)
     results = []
-    for _ in range(40):
+    for _ in range(32):
         results.append(session(picture(0)))
         govern(results[-1], 0.0)
     assert results[0].iterations == 8
     assert {result.iterations for result in results[-8:]} <= {2, 3}
-    assert np.median([result.busy_ms for result in results[-8:]]) < 75
+    assert np.median([result.busy_ms for result in results[-8:]]) < 230
 
 
 # What is refused

@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 import onnxruntime as ort
 import pytest
-from numpy.typing import NDArray
+from streams import CALM, SIZE, Picture, assert_same, blobs
 
 import edge_mdeq
 from edge_mdeq.bundle import Rung
@@ -21,12 +21,7 @@ from edge_mdeq.errors import BundleError, ConfigError, FrameError, SessionError
 from mdeq_runtime import FixedIterations, Frame, Model, Result, Session, SessionSettings
 from mdeq_runtime.backends import Answer
 
-Picture = NDArray[np.uint8]
 Copy = Callable[[Path], Path]
-
-SIZE = (64, 96)
-# starts cold for neither its residual nor its picture
-CALM = SessionSettings(restart_above=1e9, reset_on_cut=False)
 
 
 def calm(warm: int | None = None, cold: int | None = None, **others: Any) -> SessionSettings:
@@ -36,11 +31,8 @@ def calm(warm: int | None = None, cold: int | None = None, **others: Any) -> Ses
 
 
 def picture(seed: int, size: tuple[int, int] = SIZE) -> Picture:
-    """Smooth blobs with the three channels far apart, so that RGB taken for BGR would show."""
-    rng = np.random.default_rng(seed)
-    small = rng.integers(0, 256, (5, 7, 3), dtype=np.uint8)
-    small[..., 0] //= 4
-    return np.asarray(cv2.resize(small, size[::-1], interpolation=cv2.INTER_LINEAR))
+    """With the channels far apart, so that RGB taken for BGR would show."""
+    return blobs(seed, size, blue=4)
 
 
 @pytest.fixture(scope="module")
@@ -58,11 +50,6 @@ def classifier(classifier_bundle: Path) -> Iterator[Model]:
 def poke(session: Session, value: float) -> None:
     """Put ``value`` where the next solve starts."""
     session.state.states[session.state.turn][0][0, 0, 0, 0] = value
-
-
-def assert_same(found: Result, expected: Result) -> None:
-    assert (found.output == expected.output).mean() > 0.999
-    assert found.residual == pytest.approx(expected.residual, rel=1e-3)
 
 
 # What is computed

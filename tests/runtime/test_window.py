@@ -13,9 +13,6 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parent))  # for the server below
-
 from xserver import XServer, running_xserver
 
 from mdeq_runtime.overlay import draw

@@ -6,6 +6,8 @@ GroupNormalization into nine small operators; TensorRT before 10.9 does not pars
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 import onnx_ir as ir
 
@@ -58,31 +60,72 @@ def obstacle(node: ir.Node) -> str | None:
     return None
 
 
+@dataclass(frozen=True)
+class Norm:
+    """A GroupNormalization that has no ``obstacle``.
+
+    Attributes:
+        x: its input (B, channels, height, width), FP16 if ``half`` else FP32.
+        gain, bias: (channels,), known numbers.
+        groups, epsilon: as ONNX defines them.
+    """
+
+    x: ir.Value
+    gain: ir.Value
+    bias: ir.Value
+    shape: ir.Shape
+    channels: int
+    height: int
+    width: int
+    groups: int
+    epsilon: float
+    half: bool
+
+    @staticmethod
+    def of(node: ir.Node) -> Norm:
+        """Read a node."""
+        x, gain, bias = node.inputs
+        assert x is not None
+        assert x.shape is not None
+        assert gain is not None
+        assert bias is not None
+        _, channels, height, width = x.shape
+        assert isinstance(channels, int)
+        assert isinstance(height, int)
+        assert isinstance(width, int)
+        groups = node.attributes.get_int("num_groups")
+        assert groups is not None
+        epsilon = node.attributes.get_float("epsilon", 1e-5)
+        half = x.dtype == ir.DataType.FLOAT16
+        return Norm(x, gain, bias, x.shape, channels, height, width, groups, epsilon, half)
+
+    def replace(self, graph: ir.Graph, node: ir.Node, new: list[ir.Node]) -> None:
+        """Put ``new``, whose last output is the result, in the place of ``node``."""
+        made = {id(n): n for n in (self.gain.producer(), self.bias.producer()) if n is not None}
+        result = new[-1].outputs[0]
+        ir.convenience.replace_nodes_and_values(graph, node, [node], new, node.outputs, [result])
+        for producer in made.values():  # a ConstantOfShape that nothing else needs
+            if not producer.outputs[0].uses():
+                graph.remove(producer, safe=True)
+
+
+def map_shape(graph: ir.Graph, norm: Norm) -> ir.Value:
+    """The constant that reshapes to (B, channels, height, width); 0 copies B."""
+    sizes = (norm.channels, norm.height, norm.width)
+    name = f"shape_{'_'.join(map(str, sizes))}"
+    return constant(graph, name, np.array([0, *sizes], np.int64))
+
+
 def lower(graph: ir.Graph, node: ir.Node) -> None:
     """Replace one node."""
-    x, gain, bias = node.inputs
-    assert x is not None
-    assert x.shape is not None
-    assert gain is not None
-    assert bias is not None
-    batch, channels, height, width = x.shape
-    assert isinstance(channels, int)
-    assert isinstance(height, int)
-    assert isinstance(width, int)
-    groups = node.attributes.get_int("num_groups")
-    assert groups is not None
-    epsilon = node.attributes.get_float("epsilon", 1e-5)
-    half = x.dtype == ir.DataType.FLOAT16
-
+    norm = Norm.of(node)
+    groups = norm.groups
     rows = constant(graph, f"rows_{groups}", np.array([0, groups, -1], np.int64))  # 0 copies B
-    shape = constant(
-        graph,
-        f"shape_{channels}_{height}_{width}",
-        np.array([0, channels, height, width], np.int64),
-    )
+    shape = map_shape(graph, norm)
     ones = constant(graph, f"ones_{groups}", np.ones(groups, np.float32))
     zeros = constant(graph, f"zeros_{groups}", np.zeros(groups, np.float32))
-    flat_shape = ir.Shape([batch, groups, channels // groups * height * width])
+    size = norm.channels // groups * norm.height * norm.width
+    flat_shape = ir.Shape([norm.shape[0], groups, size])
 
     new: list[ir.Node] = []
 
@@ -91,23 +134,19 @@ def lower(graph: ir.Graph, node: ir.Node) -> None:
         result = new[-1].outputs[0]
         result.shape, result.type = shape, inputs[0].type
 
-    append("Reshape", [x, rows], flat_shape)
-    if half:
+    append("Reshape", [norm.x, rows], flat_shape)
+    if norm.half:
         new.append(cast(new[-1].outputs[0], ir.DataType.FLOAT))
-    append("InstanceNormalization", [new[-1].outputs[0], ones, zeros], flat_shape, epsilon=epsilon)
-    append("Reshape", [new[-1].outputs[0], shape], x.shape)
-    if half:
+    flat = [new[-1].outputs[0], ones, zeros]
+    append("InstanceNormalization", flat, flat_shape, epsilon=norm.epsilon)
+    append("Reshape", [new[-1].outputs[0], shape], norm.shape)
+    if norm.half:
         new.append(cast(new[-1].outputs[0], ir.DataType.FLOAT16))
-    for operator, factor, neutral in (("Mul", gain, 1.0), ("Add", bias, 0.0)):
+    for operator, factor, neutral in (("Mul", norm.gain, 1.0), ("Add", norm.bias, 0.0)):
         array = known(factor)
         assert array is not None
         if (array == neutral).all():
             continue
         column = constant(graph, f"{factor.name}_chw", array.reshape(-1, 1, 1))
-        append(operator, [new[-1].outputs[0], column], x.shape)  # broadcasts over a map
-    ir.convenience.replace_nodes_and_values(
-        graph, node, [node], new, node.outputs, [new[-1].outputs[0]]
-    )
-    for made in {id(n): n for n in (gain.producer(), bias.producer()) if n is not None}.values():
-        if not made.outputs[0].uses():
-            graph.remove(made, safe=True)
+        append(operator, [new[-1].outputs[0], column], norm.shape)  # broadcasts over a map
+    norm.replace(graph, node, new)

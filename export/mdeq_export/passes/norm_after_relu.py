@@ -12,7 +12,7 @@ import numpy as np
 import onnx_ir as ir
 
 from mdeq_export.passes.base import GraphPass
-from mdeq_export.passes.group_norm import obstacle
+from mdeq_export.passes.group_norm import Norm, map_shape, obstacle
 from mdeq_export.passes.values import cast, constant, known
 
 __all__ = ["NormAfterRelu"]
@@ -52,19 +52,11 @@ def behind_relu(node: ir.Node) -> bool:
 
 def write_out(graph: ir.Graph, node: ir.Node) -> None:
     """Replace one node."""
-    x, gain, bias = node.inputs
-    assert x is not None
-    assert x.shape is not None
-    assert gain is not None
-    assert bias is not None
-    _, channels, height, width = x.shape
-    assert isinstance(channels, int)
-    groups = node.attributes.get_int("num_groups")
-    assert groups is not None
-    weight, shift = known(gain), known(bias)
+    norm = Norm.of(node)
+    groups, channels = norm.groups, norm.channels
+    weight, shift = known(norm.gain), known(norm.bias)
     assert weight is not None
     assert shift is not None
-    half = x.dtype == ir.DataType.FLOAT16
 
     new: list[ir.Node] = []
 
@@ -80,30 +72,24 @@ def write_out(graph: ir.Graph, node: ir.Node) -> None:
         rows = append("ReduceMean", value, fixed("axis_3", [3]), keepdims=1)
         return append("ReduceMean", rows, fixed("axis_2", [2]), keepdims=1)
 
-    if half:
+    x = norm.x
+    if norm.half:
         new.append(cast(x, ir.DataType.FLOAT))
         x = new[-1].outputs[0]
-    rows = append("Reshape", x, fixed(f"rows_{groups}_{width}", [0, groups, -1, width]))
+    rows = append("Reshape", x, fixed(f"rows_{groups}_{norm.width}", [0, groups, -1, norm.width]))
     centred = append("Sub", rows, mean(rows))
     variance = mean(append("Mul", centred, centred))
-    epsilon = node.attributes.get_float("epsilon", 1e-5)
-    variance = append("Add", variance, fixed(f"epsilon_{epsilon:g}", epsilon, np.float32))
-    scale = append("Reciprocal", append("Sqrt", variance))
+    epsilon = fixed(f"epsilon_{norm.epsilon:g}", norm.epsilon, np.float32)
+    scale = append("Reciprocal", append("Sqrt", append("Add", variance, epsilon)))
     # one factor a channel, so that the map is multiplied once
     by_group = weight.reshape(1, groups, channels // groups, 1)
-    scale = append("Mul", scale, fixed(f"{gain.name}_by_group", by_group, np.float32))
+    scale = append("Mul", scale, fixed(f"{norm.gain.name}_by_group", by_group, np.float32))
     scale = append("Reshape", scale, fixed(f"channels_{channels}", [0, channels, 1, 1]))
-    shape = fixed(f"shape_{channels}_{height}_{width}", [0, channels, height, width])
-    result = append("Mul", append("Reshape", centred, shape), scale)
+    result = append("Mul", append("Reshape", centred, map_shape(graph, norm)), scale)
     if shift.any():
-        column = fixed(f"{bias.name}_column", shift.reshape(-1, 1, 1), np.float32)
+        column = fixed(f"{norm.bias.name}_column", shift.reshape(-1, 1, 1), np.float32)
         result = append("Add", result, column)
-    if half:
+    if norm.half:
         new.append(cast(result, ir.DataType.FLOAT16))
-        result = new[-1].outputs[0]
-    result.shape = node.outputs[0].shape
-    made = {id(v): v.producer() for v in (gain, bias)}
-    ir.convenience.replace_nodes_and_values(graph, node, [node], new, node.outputs, [result])
-    for producer in made.values():  # a ConstantOfShape that nothing else needs
-        if producer is not None and producer.graph is not None and not producer.outputs[0].uses():
-            graph.remove(producer, safe=True)
+    new[-1].outputs[0].shape = norm.shape
+    norm.replace(graph, node, new)

@@ -94,8 +94,12 @@ class GraphCache:
             record = {"machine": self.machine, "files": files}
             (folder / RECORD).write_text(json.dumps(record, indent=2))
             if entry.exists():
-                shutil.rmtree(entry)
-            folder.rename(entry)
+                shutil.rmtree(entry, ignore_errors=True)
+            try:
+                folder.rename(entry)
+            except OSError:
+                if not self.is_whole(entry):  # else another process was quicker
+                    raise
         finally:
             shutil.rmtree(folder, ignore_errors=True)
 

@@ -1,0 +1,8 @@
+"""What the runtime's tests share."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))  # helpers of these tests
