@@ -4,22 +4,20 @@ from edge_mdeq.bundle.manifest import (
     BUNDLE_SUFFIX,
     SCHEMA,
     FileEntry,
+    GraphCost,
     InputSpec,
     Manifest,
     OutputSpec,
     Parts,
     Profile,
     Rung,
-    RungParity,
-    SolverCurve,
     SolverSpec,
     Step,
     TensorSpec,
-    Tolerance,
-    Verification,
     WeightsFile,
 )
 from edge_mdeq.bundle.reader import Bundle, open_bundle
+from edge_mdeq.bundle.verification import RungParity, SolverCurve, Tolerance, Verification
 from edge_mdeq.bundle.writer import writing_bundle
 
 __all__ = [
@@ -27,6 +25,7 @@ __all__ = [
     "SCHEMA",
     "Bundle",
     "FileEntry",
+    "GraphCost",
     "InputSpec",
     "Manifest",
     "OutputSpec",

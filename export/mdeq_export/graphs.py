@@ -22,6 +22,7 @@ from mdeq_export.compose import (
     readout_model,
     solve_model,
 )
+from mdeq_export.cost import counted
 from mdeq_export.operators import check_operators
 from mdeq_export.passes import DropIdentity, run_passes
 from mdeq_export.profiles import TargetProfile
@@ -102,12 +103,13 @@ def write_profile(
         pieces={name.removeprefix("piece-"): path for name, path in files.items()},
     )
     size = weights.stat().st_size
-    return Profile(
+    profile = Profile(
         opset=lowered.opset,
         weights=(WeightsFile(precision, weights.relative_to(root).as_posix(), size),),
         rungs=ladder.solve,
         parts=(parts,),
     )
+    return counted(profile, root)
 
 
 def check_counts(counts: Iterable[int]) -> set[int]:

@@ -23,6 +23,7 @@ from edge_mdeq.bundle.writer import describe_files
 from edge_mdeq.errors import BundleError
 from mdeq_export.answers import Answer
 from mdeq_export.compose import IMAGE, INJECTION, RESIDUAL
+from mdeq_export.cost import counted
 from mdeq_export.graphs import DYNAMIC_TRIED, check_counts, read_pieces, write_rungs
 from mdeq_export.images import verification_images
 from mdeq_export.profiles import lookup_profile
@@ -161,7 +162,7 @@ def extended(
         advance.sort(key=lambda rung: rung.evaluations)
         all_parts.append(replace(parts, advance=tuple(advance)))
     solve.sort(key=lambda rung: rung.evaluations)
-    return replace(profile, rungs=tuple(solve), parts=tuple(all_parts))
+    return counted(replace(profile, rungs=tuple(solve), parts=tuple(all_parts)), root)
 
 
 class PartsReference:

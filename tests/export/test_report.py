@@ -22,11 +22,11 @@ from torch.utils.flop_counter import FlopCounterMode
 from edge_mdeq.bundle import Manifest, Rung, open_bundle
 from edge_mdeq.bundle.measurements import read_measurements, update_measurements
 from edge_mdeq.weights import load_weights
+from mdeq_export.cost import conv_macs, live_bytes, operators
 from mdeq_export.images import scene
 from mdeq_export.pieces import Inject
 from mdeq_export.readouts import TiledReadMask
 from mdeq_export.report import measurements
-from mdeq_export.report.cost import conv_macs, live_bytes, operators
 from mdeq_export.report.measurements import measure_times, take_turns
 from mdeq_export.report.page import data_uri, write_report
 from mdeq_export.report.plots import draw_residuals
@@ -160,10 +160,10 @@ def test_the_memory_of_a_solve_does_not_grow_with_its_evaluations(segmenter_bund
 
 
 def test_the_values_of_a_graph_live_until_their_last_use(tmp_path: Path) -> None:
-    """10 floats in; 20, 20 and 30 of which two or three are alive at once; 10 and 30 out."""
+    """10 floats in; 20 and 20 that are alive at once; 10 and 30 out, which a caller holds."""
     nodes = [
         onnx.helper.make_node("Concat", ["x", "x"], ["a"], axis=0),
-        onnx.helper.make_node("Relu", ["a"], ["b"]),
+        onnx.helper.make_node("Add", ["a", "w"], ["b"]),
         onnx.helper.make_node("Concat", ["x", "b"], ["c"], axis=0),
         onnx.helper.make_node("Relu", ["x"], ["y"]),
     ]
@@ -171,9 +171,12 @@ def test_the_values_of_a_graph_live_until_their_last_use(tmp_path: Path) -> None
         onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [size])
         for name, size in (("x", 10), ("y", 10), ("c", 30))
     )
-    graph = onnx.helper.make_graph(nodes, "g", [given], [out, long])
+    # A weight whose shape is known, as in a composed graph: it is no value that could be freed.
+    weight = onnx.numpy_helper.from_array(np.zeros(20, np.float32), "w")
+    known = onnx.helper.make_tensor_value_info("w", onnx.TensorProto.FLOAT, [20])
+    graph = onnx.helper.make_graph(nodes, "g", [given], [out, long], [weight], value_info=[known])
     onnx.save(onnx.helper.make_model(graph), tmp_path / "g.onnx")
-    assert live_bytes(tmp_path / "g.onnx") == 4 * (10 + 20 + 30)  # x, b and c
+    assert live_bytes(tmp_path / "g.onnx") == 4 * (20 + 20 + 10 + 10 + 30)  # a and b; x, y, c
 
 
 def test_wide_pictures_are_made_smaller() -> None:

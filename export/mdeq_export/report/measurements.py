@@ -15,7 +15,7 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from edge_mdeq.bundle import Manifest, Rung
-from mdeq_export.report.cost import live_bytes
+from mdeq_export.cost import live_bytes
 from mdeq_export.sessions import plain_session
 
 __all__ = ["measure_times"]

@@ -20,8 +20,8 @@ from edge_mdeq.bundle.measurements import REPORT, REPORT_DATA, read_measurements
 from edge_mdeq.errors import require
 from edge_mdeq.files import write_atomic
 from mdeq_export.compose import IMAGE, OUTPUT, RESIDUAL
+from mdeq_export.cost import conv_macs, live_bytes, operators
 from mdeq_export.report import plots
-from mdeq_export.report.cost import conv_macs, live_bytes, operators
 from mdeq_export.sessions import plain_session
 
 __all__ = ["write_report"]
