@@ -15,7 +15,7 @@ from edge_mdeq.bundle import Bundle, Manifest, Parts, Rung, TensorSpec
 from edge_mdeq.errors import BundleError, SessionError, require
 from mdeq_runtime.backends import Answer
 from mdeq_runtime.backends.graph_cache import GraphCache
-from mdeq_runtime.memory import limit_heaps
+from mdeq_runtime.memory import limit_heaps, returning_blocks
 
 __all__ = ["OrtCpuBackend", "OrtState"]
 
@@ -31,6 +31,7 @@ class OrtState:
 
     def __init__(self, ort: Any, manifest: Manifest) -> None:
         self.manifest = manifest
+        self.owner: object = None  # the backend whose graphs it is bound to
         self.wrap = ort.OrtValue.ortvalue_from_numpy
         self.image = allocate(manifest.input.tensor)
         self.output = allocate(manifest.output.tensor)
@@ -138,17 +139,19 @@ class OrtCpuBackend:
             raise SessionError("this model is closed; open the bundle again")
         if graph in self.sessions:
             return
+        with returning_blocks():
+            self.sessions[graph] = self.open(graph)
+
+    def open(self, graph: str) -> Any:
         path = self.bundle.file(graph)
         if self.cache is not None and (session := self.cache.session(path, self.identity(graph))):
-            self.sessions[graph] = session
-            return
+            return session
         try:
-            session = self.ort.InferenceSession(
+            return self.ort.InferenceSession(
                 str(path), self.options(), providers=["CPUExecutionProvider"]
             )
         except Exception as error:  # ONNX Runtime's own exceptions share no public base
             raise BundleError(f"ONNX Runtime cannot load {path}: {error}") from error
-        self.sessions[graph] = session
 
     def identity(self, graph: str) -> str:
         """Which graph this is: its hash and those of the weights that it may use."""
@@ -177,10 +180,18 @@ class OrtCpuBackend:
         return options
 
     def new_state(self) -> OrtState:
-        return OrtState(self.ort, self.bundle.manifest)
+        state = OrtState(self.ort, self.bundle.manifest)
+        state.owner = self
+        return state
+
+    def own(self, state: OrtState) -> OrtState:
+        """``state`` if it is one of this backend: another's is bound to graphs of its own."""
+        if getattr(state, "owner", None) is not self:
+            raise SessionError("this is no state of this model; make one with new_state()")
+        return state
 
     def run(self, rung: Rung, image: NDArray[np.uint8], state: OrtState) -> Answer:
-        state.image[0] = image
+        self.own(state).image[0] = image
         self.execute(
             rung.graph,
             state,
@@ -191,7 +202,7 @@ class OrtCpuBackend:
         return self.answer(state)
 
     def inject(self, parts: Parts, image: NDArray[np.uint8], state: OrtState) -> None:
-        state.image[0] = image
+        self.own(state).image[0] = image
         self.execute(parts.inject, state, lambda: state.image_in, lambda: state.injection)
 
     def advance(self, rung: Rung, state: OrtState) -> float:
@@ -214,6 +225,7 @@ class OrtCpuBackend:
         self, graph: str, state: OrtState, inputs: Callable[[], Any], outputs: Callable[[], Any]
     ) -> None:
         """Run a graph on a state's buffers; its binding for the present turn is made once."""
+        self.own(state)
         self.load(graph)
         session, key = self.sessions[graph], (graph, state.turn)
         if key not in state.bindings:
