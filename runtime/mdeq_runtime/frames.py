@@ -44,6 +44,8 @@ def _advice(image: NDArray[Any]) -> str:
         return "it has no pixels; look for a failed read or an empty crop before it"
     if image.dtype == np.uint16:
         return "it is a 16-bit image; scale it to 8 bits, as in (image // 256).astype('uint8')"
+    if np.issubdtype(image.dtype, np.inexact) and np.isnan(image).any():
+        return "it holds NaN; look at what computed it, then convert with .astype('uint8')"
     if image.dtype != np.uint8:
         return "scale its values to 0...255 and convert with .astype('uint8')"
     if image.ndim == 2 or (image.ndim == 3 and image.shape[2] == 1):

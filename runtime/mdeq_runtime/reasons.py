@@ -14,6 +14,7 @@ ColdKind = Literal[
     "frame_size",
     "residual",  # the warm start had little to do with this frame
     "non_finite",  # the last solve, or the warm one, ended in NaN or infinity
+    "failed",  # the last frame could not be answered
     "requested",  # by ``Session.reset``
     "other",  # whatever answered the frame did not say
 ]

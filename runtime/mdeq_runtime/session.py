@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import threading
 import time
@@ -12,17 +13,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_mdeq.bundle import Manifest, Profile
-from edge_mdeq.errors import ConfigError, SessionError
+from edge_mdeq.errors import ConfigError, EdgeMdeqError, SessionError
 from edge_mdeq.fitting import FIT_MODES, Fit, FitMode, fit_image, plan_fit, resize
 from mdeq_runtime.backends import Answer, Backend
 from mdeq_runtime.cuts import CutDetector
 from mdeq_runtime.frames import check_frame
-from mdeq_runtime.policies import FixedIterations, Policy
+from mdeq_runtime.policies import FixedIterations, Policy, UntilDeadline
 from mdeq_runtime.reasons import Cold
 from mdeq_runtime.results import Frame, Result
 from mdeq_runtime.solving import NON_FINITE, make_solver
 
 __all__ = ["Session", "SessionSettings"]
+
+log = logging.getLogger(__name__)
+
+LATE_FRAMES = 5  # in a row, with the fewest evaluations there are, before it is said
 
 
 @dataclass(frozen=True)
@@ -106,6 +111,7 @@ class Session:
         # why the next frame starts cold; None if it may be warm
         self.cold: Cold | None = Cold("first_frame", "first frame")
         self.limit: int | None = None
+        self.late = 0  # frames in a row that were late for all that they had the fewest evaluations
         self.lock = threading.Lock()
         self.closed = False
 
@@ -114,12 +120,22 @@ class Session:
 
         Raises:
             FrameError: not an 8-bit BGR image; the session goes on with the next frame.
-            SessionError: closed, or the solve ended in NaN or infinity even from a cold start.
+            SessionError: closed, or the model is; the solve ended in NaN or infinity even from a
+                cold start; or the backend failed. The next frame then starts cold.
         """
         if not isinstance(frame, Frame):
             frame = Frame(frame, 0, 0.0)
         with self.lock:
-            return self.answer(frame)
+            self.check_open()
+            try:
+                return self.answer(frame)
+            except EdgeMdeqError:
+                raise
+            except Exception as error:  # a backend's library, or no memory
+                raise SessionError(
+                    f"frame {frame.index} could not be answered: {type(error).__name__}: {error}; "
+                    "the next one starts cold. If that fails too, open the bundle again"
+                ) from error
 
     @property
     def counts(self) -> tuple[int, ...]:
@@ -127,18 +143,27 @@ class Session:
         return self.solver.counts
 
     def reset(self, reason: str = "requested") -> None:
-        """Forget the carried state: the next frame starts cold, and its result says why."""
+        """Forget the carried state: the next frame starts cold, and its result says why.
+
+        Raises:
+            SessionError: closed.
+        """
         with self.lock:
+            self.check_open()
             self.cold = Cold("requested", f"reset: {reason}")
 
-    def answer(self, frame: Frame) -> Result:
+    def check_open(self) -> None:
         if self.closed:
             raise SessionError("this session is closed; open a new one with model.session()")
+
+    def answer(self, frame: Frame) -> Result:
         check_frame(frame.image, f"frame {frame.index}")
         started = time.perf_counter()
         fit = self.fit_for(frame)
         image = fit_image(frame.image, fit)[..., ::-1]  # BGR to RGB, once it is small
         cold = self.why_cold(image)
+        # should anything fail from here on, also by Ctrl-C, the state is no place to start from
+        self.cold = Cold("failed", f"reset: frame {frame.index} could not be answered")
         fitted = time.perf_counter()
         solved = self.solver.solve(image, self.state, cold, fitted - started, self.limit)
         answer = solved.answer
@@ -153,7 +178,7 @@ class Session:
         output, confidence = self.restore(answer, fit)
         done = time.perf_counter()
         self.solver.note_rest(done - found)
-        return Result(
+        result = Result(
             output=output,
             confidence=confidence,
             iterations=solved.iterations,
@@ -172,6 +197,22 @@ class Session:
             palette=self.manifest.palette,
             cold=solved.cold.kind if solved.cold else None,
         )
+        self.watch_deadline(result)
+        return result
+
+    def watch_deadline(self, result: Result) -> None:
+        """Say it, once, if a deadline is too short even for the fewest evaluations there are."""
+        policy, fewest = self.settings.policy, self.counts[0]
+        if not isinstance(policy, UntilDeadline) or self.late == LATE_FRAMES:
+            return
+        late = result.busy_ms > policy.ms and result.iterations <= fewest
+        self.late = self.late + 1 if late else 0
+        if self.late == LATE_FRAMES:
+            log.warning(
+                "the deadline of %g ms is shorter than a frame with %d evaluation(s), which took "
+                "%.1f ms; every frame gets as many and is late",
+                policy.ms, fewest, result.busy_ms,
+            )  # fmt: skip
 
     def why_cold(self, image: NDArray[np.uint8]) -> Cold | None:
         """Why a frame must start from zero; None if it may start from the last equilibrium."""
