@@ -25,10 +25,14 @@ STALL_S = 20.0  # longer than OpenCV's own 10 s timeout for V4L2
 
 
 class LatestFrame:
-    """A thread-safe slot for one frame, in which the newest wins."""
+    """A thread-safe slot for one frame, in which the newest wins.
 
-    def __init__(self) -> None:
-        self._changed = threading.Condition()
+    Args:
+        changed: notified of every frame; several slots may share one, for a reader of them all.
+    """
+
+    def __init__(self, changed: threading.Condition | None = None) -> None:
+        self._changed = threading.Condition() if changed is None else changed
         self._frame: Frame | None = None
         self._error: Exception | None = None
         self._closed = False
@@ -47,7 +51,7 @@ class LatestFrame:
                 return
             self._dropped += self._frame is not None
             self._frame = frame
-            self._changed.notify()
+            self._changed.notify_all()
 
     def get(self, timeout: float | None = None) -> Frame | None:
         """Wait for a frame and take it; None when the slot is closed and empty.
@@ -57,7 +61,7 @@ class LatestFrame:
             Exception: the error that the slot was closed with, once the last frame was taken.
         """
         with self._changed:
-            if not self._changed.wait_for(self._ready, timeout):
+            if not self._changed.wait_for(self.ready, timeout):
                 raise TimeoutError(f"no frame within {timeout} s")
             frame, self._frame = self._frame, None
             if frame is None and self._error is not None:
@@ -71,8 +75,10 @@ class LatestFrame:
                 self._closed, self._error = True, error
                 self._changed.notify_all()
 
-    def _ready(self) -> bool:
-        return self._frame is not None or self._closed
+    def ready(self) -> bool:
+        """Whether ``get`` would not wait."""
+        with self._changed:
+            return self._frame is not None or self._closed
 
 
 class Capture(Protocol):
@@ -81,6 +87,10 @@ class Capture(Protocol):
     @property
     def dropped(self) -> int:
         """How many frames were captured but never read."""
+        ...
+
+    def ready(self) -> bool:
+        """Whether ``read`` would not wait."""
         ...
 
     def read(self, stop: threading.Event | None = None) -> Frame | None:
@@ -94,7 +104,9 @@ class Capture(Protocol):
 
 
 @contextmanager
-def capture(source: Source, *, stall_s: float = STALL_S) -> Iterator[Capture]:
+def capture(
+    source: Source, *, stall_s: float = STALL_S, changed: threading.Condition | None = None
+) -> Iterator[Capture]:
     """Read ``source`` by the policy that fits it; leaves ``source`` open.
 
     Leaving takes at most ``JOIN_S`` even when the source blocks: its daemon thread is left behind.
@@ -102,6 +114,7 @@ def capture(source: Source, *, stall_s: float = STALL_S) -> Iterator[Capture]:
     Args:
         source: an opened source.
         stall_s: seconds without a frame after which a live source counts as broken.
+        changed: notified of every frame of a live source, and of its end.
 
     Raises (from ``read``):
         SourceError: the source failed, or a live one delivered nothing for ``stall_s``.
@@ -109,7 +122,7 @@ def capture(source: Source, *, stall_s: float = STALL_S) -> Iterator[Capture]:
     if not source.live:
         yield _Direct(source)
         return
-    slot = LatestFrame()
+    slot = LatestFrame(changed)
     stopping = threading.Event()
     name = f"capture {source.description}"
     thread = threading.Thread(target=_fill, args=(slot, source, stopping), name=name, daemon=True)
@@ -143,6 +156,9 @@ class _Direct(Capture):
     def dropped(self) -> int:
         return 0
 
+    def ready(self) -> bool:
+        return True
+
     def read(self, stop: threading.Event | None = None) -> Frame | None:
         if stop is not None and stop.is_set():
             return None
@@ -154,18 +170,26 @@ class _Live(Capture):
         self._slot = slot
         self._description = description
         self._stall_s = stall_s
+        self._since = time.monotonic()  # the last frame was taken
 
     @property
     def dropped(self) -> int:
         return self._slot.dropped
 
+    def ready(self) -> bool:
+        return self._slot.ready() or self._stalled()
+
+    def _stalled(self) -> bool:
+        return time.monotonic() >= self._since + self._stall_s
+
     def read(self, stop: threading.Event | None = None) -> Frame | None:
-        deadline = time.monotonic() + self._stall_s
         while stop is None or not stop.is_set():
             try:
-                return self._slot.get(timeout=POLL_S)
+                frame = self._slot.get(timeout=POLL_S)
+                self._since = time.monotonic()
+                return frame
             except TimeoutError:
-                if time.monotonic() >= deadline:
+                if self._stalled():
                     raise SourceError(
                         f"{self._description} delivered no frame for {self._stall_s:g} s; "
                         "check its cable and that no other program uses it, then start again"
