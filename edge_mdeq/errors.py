@@ -11,6 +11,7 @@
     ├── SourceError          a camera or file that cannot be opened or read
     ├── SinkError            an output that cannot be written
     ├── FrameError           a frame of a type or shape that a model cannot take
+    ├── DeviceError          a GPU that is absent, or whose software does not do what is asked
     ├── SessionError         a session that was closed, or asked for what its bundle lacks
     └── MissingExtraError    a feature whose optional dependency is not installed
 
@@ -26,6 +27,7 @@ __all__ = [
     "BundleError",
     "ConfigError",
     "DataError",
+    "DeviceError",
     "EdgeMdeqError",
     "ExportError",
     "FrameError",
@@ -86,6 +88,10 @@ class SinkError(EdgeMdeqError):
 
 class FrameError(EdgeMdeqError, ValueError):
     """A frame of a type or a shape that no model can take."""
+
+
+class DeviceError(EdgeMdeqError):
+    """A GPU that is absent, or whose software is missing or does not do what is asked."""
 
 
 class SessionError(EdgeMdeqError):
