@@ -12,6 +12,7 @@
     ├── SinkError            an output that cannot be written
     ├── FrameError           a frame of a type or shape that a model cannot take
     ├── DeviceError          a GPU that is absent, or whose software does not do what is asked
+    ├── MemoryLimitError     a model that does not fit into its memory limit, or outgrew it
     ├── SessionError         a session that was closed, or asked for what its bundle lacks
     └── MissingExtraError    a feature whose optional dependency is not installed
 
@@ -31,6 +32,7 @@ __all__ = [
     "EdgeMdeqError",
     "ExportError",
     "FrameError",
+    "MemoryLimitError",
     "MissingExtraError",
     "ParityError",
     "SessionError",
@@ -88,6 +90,10 @@ class SinkError(EdgeMdeqError):
 
 class FrameError(EdgeMdeqError, ValueError):
     """A frame of a type or a shape that no model can take."""
+
+
+class MemoryLimitError(EdgeMdeqError):
+    """A model that does not fit into its memory limit, or outgrew it."""
 
 
 class DeviceError(EdgeMdeqError):

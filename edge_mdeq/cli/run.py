@@ -17,6 +17,7 @@ from edge_mdeq.errors import ConfigError, SourceError
 
 if TYPE_CHECKING:
     from mdeq_runtime import Model, Result, Session
+    from mdeq_runtime.budget import MemoryReport
     from mdeq_runtime.metrics import Summary
     from mdeq_runtime.policies import Policy
     from mdeq_runtime.sinks import Sink
@@ -60,6 +61,11 @@ def run(
     graph_cache: Path = typer.Option(
         None, "--graph-cache", help="A folder for graphs as this machine runs them: less memory."
     ),
+    memory_limit: str = typer.Option(
+        None,
+        "--memory-limit",
+        help="Of the whole process, such as 256MiB: what does not fit is refused, with what would.",
+    ),
     metrics: Path = typer.Option(
         None, "--metrics", help="A file to append a JSON line of metrics to, now and then."
     ),
@@ -88,10 +94,13 @@ def run(
         confidence=confidence,
     )
     with ExitStack() as stack:
-        model = stack.enter_context(Model(bundle, settings, threads, graph_cache))
-        session = stack.enter_context(model.session())
+        model = stack.enter_context(
+            Model(bundle, settings, threads, graph_cache, memory_limit=memory_limit)
+        )
         opened = stack.enter_context(open_source(source))
         sinks = open_sinks(stack, targets, opened, model)
+        model.expect(opened, sinks)
+        session = stack.enter_context(model.session())
         gathered = Metrics(model.backend)
         if metrics is not None:
             sinks.append(stack.enter_context(MetricsSink(metrics, gathered, metrics_every)))
@@ -108,7 +117,7 @@ def run(
             metrics=gathered,
             govern=choose_governor(session, target_ms),
         )
-    report(summary, as_json)
+    report(summary, as_json, model.memory())
     if not summary.frames and not summary.interrupted:
         raise SourceError(f"{opened.description} delivered no frame")
     if summary.interrupted:
@@ -223,7 +232,7 @@ def progress_bar(source: Source, quiet: bool) -> Iterator[Callable[[Result], Non
         yield show
 
 
-def report(summary: Summary, as_json: bool) -> None:
+def report(summary: Summary, as_json: bool, memory: MemoryReport) -> None:
     """The run in numbers."""
     if as_json:
         typer.echo(summary.to_json_line())
@@ -242,4 +251,9 @@ def report(summary: Summary, as_json: bool) -> None:
             f"  {stage:8} p50 {times.p50:6.1f}  p90 {times.p90:6.1f}  p99 {times.p99:6.1f} ms"
         )
     if summary.peak_rss_bytes:
-        typer.echo(f"  peak resident memory {summary.peak_rss_bytes / 1e6:.0f} MB")
+        said = f"  peak resident memory {summary.peak_rss_bytes / 1e6:.0f} MB"
+        if memory.predicted is not None and memory.limit is not None:
+            said += f"; {memory.predicted / 1e6:.0f} predicted, limit {memory.limit / 1e6:.0f}"
+        typer.echo(said)
+        for given_up in memory.shed:
+            typer.echo(f"    given up to stay below it: {given_up}")

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-__all__ = ["limit_heaps", "peak_resident_bytes", "resident_bytes", "returning_blocks"]
+__all__ = ["limit_heaps", "peak_resident_bytes", "resident_bytes", "returning_blocks", "trim"]
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8  # <malloc.h>
 SMALL, LARGE = 2**16, 2**24  # bytes
@@ -60,6 +60,14 @@ def returning_blocks() -> Iterator[None]:
     finally:
         _mallopt(M_MMAP_THRESHOLD, LARGE)
         _mallopt(M_TRIM_THRESHOLD, 2 * LARGE)
+
+
+def trim() -> None:
+    """Give unused pages of the heap back to the system (glibc only)."""
+    try:
+        ctypes.CDLL(None).malloc_trim(0)
+    except (AttributeError, OSError):
+        return
 
 
 def _mallopt(what: int, value: int) -> None:

@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edge_mdeq.bundle import open_bundle
 from mdeq_runtime.backends.ort_cpu import PROFILE, OrtCpuBackend
+from mdeq_runtime.budget import Budget, MemoryReport
+from mdeq_runtime.memory import peak_resident_bytes
+from mdeq_runtime.planner import parse_bytes
 from mdeq_runtime.results import Frame, Result
 from mdeq_runtime.session import Session, SessionSettings
+
+if TYPE_CHECKING:
+    from mdeq_runtime.sinks import Sink
+    from mdeq_runtime.sources import Source
 
 __all__ = ["Model"]
 
@@ -35,10 +43,15 @@ class Model:
         threads: threads per graph, 0 for one per core.
         cache: a folder in which graphs are kept as this machine runs them: for ImageNet-small, of
             67 MB of weights, the process is 25 MB smaller, and most of it is mapped.
+        memory_limit: of the whole process, such as "256MiB" or a number of bytes. What does not fit
+            is refused before anything is loaded, and the process is watched while frames are
+            answered; see ``mdeq_runtime.budget``. The first model of a process sets it.
 
     Raises:
         BundleError: missing, altered, incomplete, or written by a newer version.
         MissingExtraError: no backend is installed.
+        MemoryLimitError: it does not fit, with a table of what it would need.
+        ConfigError: a limit that makes no sense.
     """
 
     def __init__(
@@ -47,13 +60,21 @@ class Model:
         settings: SessionSettings | None = None,
         threads: int = 0,
         cache: str | Path | None = None,
+        *,
+        memory_limit: str | int | None = None,
     ) -> None:
         self.settings = settings or SessionSettings()
         self.bundle = open_bundle(Path(path))
         self.manifest = self.bundle.manifest
         for warning in self.manifest.warnings:
             log.warning("%s: %s", self.manifest.name, warning)
-        self.backend = OrtCpuBackend(self.bundle, threads, None if cache is None else Path(cache))
+        kept = None if cache is None else Path(cache)
+        limit = None if memory_limit is None else parse_bytes(memory_limit)
+        self.backend = OrtCpuBackend(self.bundle, threads, kept, limit)
+        self.budget: Budget | None = None
+        if limit is not None:
+            self.budget = Budget(limit, self.backend)
+            self.check_fit()
         self.single: Session | None = None
 
     @property
@@ -67,9 +88,35 @@ class Model:
         Raises:
             SessionError: a tolerance that the graphs' precision cannot meet, or counts that cannot
                 be made of the bundle's rungs.
+            MemoryLimitError: it does not fit beside the streams that are open.
         """
         profile = self.bundle.profile(PROFILE)
-        return Session(self.manifest, profile, self.backend, settings or self.settings)
+        chosen = settings or self.settings
+        return Session(self.manifest, profile, self.backend, chosen, self.budget)
+
+    def expect(self, source: Source, sinks: Sequence[Sink] = ()) -> None:
+        """Say what frames will come and where results will go, for the memory limit.
+
+        Raises:
+            MemoryLimitError: with what these hold a stream does not fit.
+        """
+        if self.budget is not None:
+            self.budget.frame = source.size or self.budget.frame
+            self.budget.beside += source.holding()
+            self.budget.beside += sum(sink.holding(source.size) for sink in sinks)
+            self.check_fit()
+
+    def check_fit(self) -> None:
+        """See that one more stream would fit, before anything is loaded for it."""
+        if self.budget is not None:
+            asked, profile = self.settings, self.bundle.profile(PROFILE)
+            self.budget.plan(self.manifest, profile, asked.policy, asked.carry, asked.confidence)
+
+    def memory(self) -> MemoryReport:
+        """What the process was predicted to take, and what it has taken so far."""
+        if self.budget is not None:
+            return self.budget.report()
+        return MemoryReport(None, None, peak_resident_bytes())
 
     def __call__(self, frame: NDArray[np.uint8]) -> Result:
         """Answer one BGR image (h, w, 3) uint8 by itself, from a cold start."""
@@ -85,12 +132,14 @@ class Model:
         from mdeq_runtime.slot import capture
         from mdeq_runtime.sources import open_source
 
-        with self.session() as session:
-            if isinstance(source, str):
-                with open_source(source) as opened, capture(opened) as frames:
+        if isinstance(source, str):
+            with open_source(source) as opened:
+                self.expect(opened)
+                with self.session() as session, capture(opened) as frames:
                     for frame in frames:
                         yield session(frame)
-            else:
+        else:
+            with self.session() as session:
                 for index, image in enumerate(source):
                     yield session(Frame(image, index, 0.0))
 

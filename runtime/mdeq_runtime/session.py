@@ -16,6 +16,7 @@ from edge_mdeq.bundle import Manifest, Profile
 from edge_mdeq.errors import ConfigError, EdgeMdeqError, SessionError
 from edge_mdeq.fitting import FIT_MODES, Fit, FitMode, fit_image, plan_fit, resize
 from mdeq_runtime.backends import Answer, Backend
+from mdeq_runtime.budget import Budget
 from mdeq_runtime.cuts import CutDetector
 from mdeq_runtime.frames import check_frame
 from mdeq_runtime.policies import FixedIterations, Policy, UntilDeadline
@@ -79,6 +80,7 @@ class Session:
         profile: the backend's.
         backend: what runs the graphs; shared with other sessions, closed by its owner.
         settings: how to solve.
+        budget: the memory limit of the process, if there is one.
 
     Attributes:
         limit: evaluations that the next frames may have at most, whatever the policy says, a warm
@@ -87,6 +89,7 @@ class Session:
     Raises:
         SessionError: the counts asked for cannot be made of the bundle's rungs, or a tolerance is
             below what its precision can reach.
+        MemoryLimitError: there is a limit, and in no form does this stream fit into what is left.
     """
 
     def __init__(
@@ -95,6 +98,7 @@ class Session:
         profile: Profile,
         backend: Backend,
         settings: SessionSettings | None = None,
+        budget: Budget | None = None,
     ) -> None:
         self.manifest = manifest
         self.settings = settings or SessionSettings()
@@ -104,7 +108,14 @@ class Session:
                 f"tolerance {policy.tol:g} is below what these graphs can reach in half "
                 f"precision, {profile.residual_floor:.1e}; raise it, or export without --half"
             )
-        self.solver = make_solver(backend, profile, policy, carry, self.settings.giving_up)
+        self.budget, in_parts = budget, False
+        if budget is not None:
+            wanted = self.settings.confidence and manifest.confidence is not None
+            choice = budget.plan(manifest, profile, policy, carry, wanted)
+            budget.open(self, choice, manifest)
+            in_parts = choice.form == "parts"
+        giving_up = self.settings.giving_up
+        self.solver = make_solver(backend, profile, policy, carry, giving_up, in_parts)
         self.state: Any = backend.new_state()
         self.fit: Fit | None = None
         self.cuts = CutDetector()
@@ -122,13 +133,17 @@ class Session:
             FrameError: not an 8-bit BGR image; the session goes on with the next frame.
             SessionError: closed, or the model is; the solve ended in NaN or infinity even from a
                 cold start; or the backend failed. The next frame then starts cold.
+            MemoryLimitError: the process outgrew its limit, and nothing is left to give up.
         """
         if not isinstance(frame, Frame):
             frame = Frame(frame, 0, 0.0)
         with self.lock:
             self.check_open()
             try:
-                return self.answer(frame)
+                result = self.answer(frame)
+                if self.budget is not None:
+                    self.budget.watch(self)
+                return result
             except EdgeMdeqError:
                 raise
             except Exception as error:  # a backend's library, or no memory
@@ -141,6 +156,10 @@ class Session:
     def counts(self) -> tuple[int, ...]:
         """The numbers of evaluations that it can give a frame, ascending."""
         return self.solver.counts
+
+    def shed(self) -> str | None:
+        """Go on with less memory; what was given up, or None if there is nothing."""
+        return self.solver.shed()
 
     def reset(self, reason: str = "requested") -> None:
         """Forget the carried state: the next frame starts cold, and its result says why.
@@ -160,8 +179,9 @@ class Session:
         check_frame(frame.image, f"frame {frame.index}")
         started = time.perf_counter()
         fit = self.fit_for(frame)
-        image = fit_image(frame.image, fit)[..., ::-1]  # BGR to RGB, once it is small
+        image = fit_image(frame.image, fit)
         cold = self.why_cold(image)
+        image = image[..., ::-1]  # BGR to RGB; the backend's copy is the only one
         # should anything fail from here on, also by Ctrl-C, the state is no place to start from
         self.cold = Cold("failed", f"reset: frame {frame.index} could not be answered")
         fitted = time.perf_counter()
@@ -236,23 +256,30 @@ class Session:
         return self.fit
 
     def restore(self, found: Answer, fit: Fit) -> tuple[NDArray[Any], NDArray[np.float32] | None]:
-        """The backend's arrays as the frame's own: at its size, and copied."""
+        """The backend's arrays as the frame's own: at its size, and none of the backend's."""
         if self.manifest.output.kind == "scores":
             return found.output.copy(), None
-        mask = np.array(fit.restore(found.output))
+        mask = own(fit.restore(found.output), found.output)
         if not self.settings.confidence or found.confidence is None:
             return mask, None
         full = resize(found.confidence, *fit.size, "linear")
-        return mask, np.array(fit.restore(full), dtype=np.float32)
+        return mask, own(fit.restore(full), found.confidence)
 
     def close(self) -> None:
         """Let go of the state; using the session afterwards is a SessionError."""
         with self.lock:
             self.closed = True
             self.state = None
+            if self.budget is not None:
+                self.budget.close(self)
 
     def __enter__(self) -> Session:
         return self
 
     def __exit__(self, *exc: object) -> None:
         self.close()
+
+
+def own(array: NDArray[Any], lent: NDArray[Any]) -> NDArray[Any]:
+    """``array``, copied if it is still (a part of) what the backend lent."""
+    return array.copy() if np.may_share_memory(array, lent) else array

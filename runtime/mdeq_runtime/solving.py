@@ -52,7 +52,8 @@ class Solver(Protocol):
         counts: the numbers of evaluations that it can make, ascending.
     """
 
-    counts: tuple[int, ...]
+    @property
+    def counts(self) -> tuple[int, ...]: ...
 
     def solve(
         self,
@@ -76,9 +77,17 @@ class Solver(Protocol):
     def note_rest(self, seconds: float) -> None:
         """How long what comes after a solve took; deadlines leave room for it."""
 
+    def shed(self) -> str | None:
+        """Go on with less memory; what was given up, or None if that is all it can do with."""
+
 
 def make_solver(
-    backend: Backend, profile: Profile, policy: Policy, carry: bool, restart_above: float
+    backend: Backend,
+    profile: Profile,
+    policy: Policy,
+    carry: bool,
+    restart_above: float,
+    in_parts: bool = False,
 ) -> Solver:
     """The solver for a policy, its graphs loaded.
 
@@ -89,18 +98,24 @@ def make_solver(
         carry: whether any solve may start from the last one's state.
         restart_above: residual above which a warm start is given up: after the solve with a fixed
             number of evaluations, after the first evaluation with any other policy.
+        in_parts: whether a fixed number of evaluations is made by repeating one as well.
 
     Raises:
         SessionError: counts that cannot be made of the bundle's rungs, or a policy that needs a
             solve in parts, which the bundle lacks.
     """
-    if isinstance(policy, FixedIterations):
+    if isinstance(policy, FixedIterations) and not in_parts:
         return Fixed(backend, profile.rungs, policy, carry, restart_above)
     if not profile.parts:
         raise SessionError(
             f"{type(policy).__name__} needs the solve in parts (inject, advance, readout), which "
             "this bundle lacks; use FixedIterations, or export it again"
         )
+    if isinstance(policy, FixedIterations):
+        from mdeq_runtime.fixed_parts import FixedParts
+
+        warm, cold = fixed_counts(profile.rungs, policy)
+        return FixedParts(backend, profile.parts[0], warm if carry else cold, cold, restart_above)
     return Stepped(backend, profile.parts[0], policy, restart_above)
 
 
@@ -115,16 +130,15 @@ class Fixed:
         carry: bool,
         restart_above: float,
     ) -> None:
-        self.backend, self.restart_above = backend, restart_above
-        largest, usual = default_counts(rungs)
-        warm = policy.n or usual
-        cold = warm if policy.n and policy.cold is None else policy.cold or largest
-        self.warm_plan = plan(rungs, warm) if carry else ()
-        self.cold_plan = cold_plan(rungs, cold, self.warm_plan)
+        self.backend, self.rungs, self.restart_above = backend, rungs, restart_above
+        self.warm_plan, self.cold_plan = fixed_chains(rungs, policy, carry)
         for rung in {*self.cold_plan, *self.warm_plan}:  # and no others
             backend.load(rung.graph)
+
+    @property
+    def counts(self) -> tuple[int, ...]:
         plans = (self.warm_plan, self.cold_plan)
-        self.counts = tuple(sorted({total for chain in plans for total in totals(chain)}))
+        return tuple(sorted({total for chain in plans for total in totals(chain)}))
 
     def solve(
         self,
@@ -160,6 +174,50 @@ class Fixed:
 
     def note_rest(self, seconds: float) -> None:
         """A fixed number of evaluations takes as long as it takes."""
+
+    def shed(self) -> str | None:
+        """Do without the largest rung: the next smaller one that divides its chains, repeated."""
+        used = {rung.evaluations: rung for rung in (*self.warm_plan, *self.cold_plan)}
+        largest = used[max(used)]
+        lengths = [totals(chain)[-1] for chain in (self.warm_plan, self.cold_plan) if chain]
+        smaller = [
+            rung
+            for rung in self.rungs
+            if rung.evaluations < largest.evaluations
+            and all(length % rung.evaluations == 0 for length in lengths)
+        ]
+        if not smaller:
+            return None
+        rung = max(smaller, key=lambda rung: rung.evaluations)
+        for old in used.values():
+            if old != rung:
+                self.backend.unload(old.graph)
+        self.backend.load(rung.graph)
+        self.warm_plan, self.cold_plan = (
+            (rung,) * (sum(r.evaluations for r in chain) // rung.evaluations)
+            for chain in (self.warm_plan, self.cold_plan)
+        )
+        return f"the rung of {largest.evaluations} evaluations for that of {rung.evaluations}"
+
+
+def fixed_chains(
+    rungs: Sequence[Rung], policy: FixedIterations, carry: bool
+) -> tuple[tuple[Rung, ...], tuple[Rung, ...]]:
+    """The chains of a warm frame, none if no frame is, and of a cold one.
+
+    Raises:
+        SessionError: no sum of rungs gives a count.
+    """
+    warm, cold = fixed_counts(rungs, policy)
+    warm_plan = plan(rungs, warm) if carry else ()
+    return warm_plan, cold_plan(rungs, cold, warm_plan)
+
+
+def fixed_counts(rungs: Sequence[Rung], policy: FixedIterations) -> tuple[int, int]:
+    """Evaluations of a warm frame, and of a cold one."""
+    largest, usual = default_counts(rungs)
+    warm = policy.n or usual
+    return warm, warm if policy.n and policy.cold is None else policy.cold or largest
 
 
 def totals(rungs: Sequence[Rung]) -> list[int]:
@@ -268,3 +326,7 @@ class Stepped:
 
     def note_rest(self, seconds: float) -> None:
         self.rest.note(seconds)
+
+    def shed(self) -> str | None:
+        """Nothing: there is one evaluation, and no smaller one."""
+        return None

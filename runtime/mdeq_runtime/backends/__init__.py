@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
@@ -10,7 +11,7 @@ from numpy.typing import NDArray
 
 from edge_mdeq.bundle import Parts, Rung
 
-__all__ = ["Answer", "Backend", "ReportsDeviceMemory", "StreamState"]
+__all__ = ["Answer", "Backend", "Footprint", "PredictsMemory", "ReportsDeviceMemory", "StreamState"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,6 +51,9 @@ class Backend(Protocol):
     def load(self, graph: str) -> None:
         """Make a graph ready; loading it again does nothing."""
 
+    def unload(self, graph: str) -> None:
+        """Let go of a graph and its memory; unloading what is not loaded does nothing."""
+
     def new_state(self) -> Any:
         """A cold ``StreamState``."""
 
@@ -75,3 +79,26 @@ class ReportsDeviceMemory(Protocol):
 
     def device_bytes(self) -> int:
         """Device memory in bytes that graphs, weights and states take; from any thread."""
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """Bytes of host memory that graphs take; upper bounds.
+
+    Attributes:
+        library: code and tables that the first graph of a process brings in.
+        graphs: weights and nodes, as long as they are loaded.
+        working: more at the peak: values while a graph runs, or what loading takes for a moment.
+    """
+
+    library: int
+    graphs: int
+    working: int
+
+
+@runtime_checkable
+class PredictsMemory(Protocol):
+    """What a backend under a memory limit has besides."""
+
+    def footprint(self, graphs: Sequence[str]) -> Footprint:
+        """What it would take with these graphs, none of which need be loaded."""

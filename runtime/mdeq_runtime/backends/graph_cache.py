@@ -55,7 +55,7 @@ class GraphCache:
         Returns:
             None where the cache cannot be used; the reason is logged, and the graph itself will do.
         """
-        entry = self.root / hashlib.sha256(f"{identity} {self.machine}".encode()).hexdigest()[:32]
+        entry = self.entry(identity)
         try:
             if not self.is_whole(entry):
                 self.make(graph, entry)
@@ -65,6 +65,14 @@ class GraphCache:
                 "the graph cache %s cannot be used (%s); going on without", self.root, error
             )
             return None
+
+    def has(self, identity: str) -> bool:
+        """Whether a graph need not be made first."""
+        return self.is_whole(self.entry(identity))
+
+    def entry(self, identity: str) -> Path:
+        """The folder of a graph on this machine."""
+        return self.root / hashlib.sha256(f"{identity} {self.machine}".encode()).hexdigest()[:32]
 
     def is_whole(self, entry: Path) -> bool:
         """Whether an entry is there, for this machine, and unaltered."""

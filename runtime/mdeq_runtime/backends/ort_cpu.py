@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import cached_property, lru_cache
+from collections.abc import Callable, Sequence
+from functools import cached_property
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+from weakref import WeakSet
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edge_mdeq.bundle import Bundle, Manifest, Parts, Rung, TensorSpec
-from edge_mdeq.errors import BundleError, SessionError, require
-from mdeq_runtime.backends import Answer
+from edge_mdeq.errors import BundleError, MemoryLimitError, SessionError, require
+from mdeq_runtime.backends import Answer, Footprint
 from mdeq_runtime.backends.graph_cache import GraphCache
-from mdeq_runtime.memory import limit_heaps, returning_blocks
+from mdeq_runtime.backends.ort_memory import predict
+from mdeq_runtime.memory import limit_heaps, resident_bytes, returning_blocks
 
 __all__ = ["OrtCpuBackend", "OrtState"]
 
@@ -107,6 +109,8 @@ class OrtCpuBackend:
         threads: threads per graph, 0 for one per core.
         cache: a folder for graphs as this machine runs them, which take less memory; see
             ``graph_cache``. The first run writes them there, as large as the weights.
+        limit: bytes that the process may take; None: as many as there are. Weights and values get
+            what is left of it when the first graph of a process is loaded.
 
     Raises:
         MissingExtraError: ONNX Runtime is not installed.
@@ -116,10 +120,11 @@ class OrtCpuBackend:
 
     name = "ONNX Runtime, CPU"
 
-    def __init__(self, bundle: Bundle, threads: int = 0, cache: Path | None = None) -> None:
+    def __init__(
+        self, bundle: Bundle, threads: int = 0, cache: Path | None = None, limit: int | None = None
+    ) -> None:
         self.ort = require("onnxruntime", "onnxruntime", "running a bundle on the CPU")
         limit_heaps()
-        share_arena(self.ort)
         batch = bundle.manifest.input.tensor.shape[0]
         if batch > 1:
             raise BundleError(
@@ -127,9 +132,10 @@ class OrtCpuBackend:
                 "frame: export with --batch 1 or --dynamic-batch"
             )
         self.bundle = bundle
-        self.threads = threads
+        self.threads, self.limit = threads, limit
         self.sessions: dict[str, Any] = {}
         self.cache = None if cache is None else GraphCache(cache, self.ort, self.options)
+        self.states: WeakSet[OrtState] = WeakSet()
         self.closed = False
         for weights in bundle.profile(PROFILE).weights:
             bundle.file(weights.file)
@@ -139,8 +145,16 @@ class OrtCpuBackend:
             raise SessionError("this model is closed; open the bundle again")
         if graph in self.sessions:
             return
+        share_arena(self.ort, self.limit)
         with returning_blocks():
             self.sessions[graph] = self.open(graph)
+
+    def unload(self, graph: str) -> None:
+        """Let go of a graph and of what states have bound to it; it can be loaded again."""
+        for state in self.states:
+            for key in [key for key in state.bindings if key[0] == graph]:
+                del state.bindings[key]
+        self.sessions.pop(graph, None)
 
     def open(self, graph: str) -> Any:
         path = self.bundle.file(graph)
@@ -151,7 +165,26 @@ class OrtCpuBackend:
                 str(path), self.options(), providers=["CPUExecutionProvider"]
             )
         except Exception as error:  # ONNX Runtime's own exceptions share no public base
+            if over_share(error):
+                raise MemoryLimitError(f"{path} needs more than its share: {error}") from error
             raise BundleError(f"ONNX Runtime cannot load {path}: {error}") from error
+
+    def footprint(self, graphs: Sequence[str]) -> Footprint:
+        """What these graphs would take; see ``backends.PredictsMemory``.
+
+        Raises:
+            BundleError: the bundle does not say what its graphs cost.
+        """
+        costs = self.bundle.profile(PROFILE).costs
+        if not all(graph in costs for graph in graphs):
+            raise BundleError(
+                f"{self.bundle.path} was written before bundles said what their graphs take; to "
+                "run it under a memory limit, export it again"
+            )
+        cached = self.cache is not None and all(
+            self.cache.has(self.identity(graph)) for graph in graphs
+        )
+        return predict([costs[graph] for graph in graphs], cached)
 
     def identity(self, graph: str) -> str:
         """Which graph this is: its hash and those of the weights that it may use."""
@@ -182,6 +215,7 @@ class OrtCpuBackend:
     def new_state(self) -> OrtState:
         state = OrtState(self.ort, self.bundle.manifest)
         state.owner = self
+        self.states.add(state)
         return state
 
     def own(self, state: OrtState) -> OrtState:
@@ -237,7 +271,9 @@ class OrtCpuBackend:
             state.bindings[key] = binding
         try:
             session.run_with_iobinding(state.bindings[key])
-        except Exception as error:  # see load
+        except Exception as error:  # see open
+            if over_share(error):
+                raise MemoryLimitError(f"{graph} needs more than its share: {error}") from error
             raise SessionError(f"{graph} failed in ONNX Runtime: {error}") from error
 
     @staticmethod
@@ -250,16 +286,42 @@ class OrtCpuBackend:
         self.sessions.clear()
 
 
-@lru_cache(maxsize=1)
-def share_arena(ort: ModuleType) -> None:
+SHARED: list[int | None] = []  # the limit that the arena of this process was made under
+
+
+def share_arena(ort: ModuleType, limit: int | None = None) -> None:
     """One arena for the graphs of the whole process, made once and kept.
 
     Graphs take turns, so what one frees the next can use. On camvid-nano this saves 2 MB and a
     tenth of a solve's time over plain malloc, which gives pages back only to fetch them again; an
     arena per graph would cost 11 MB more for each further rung.
+
+    Args:
+        ort: the module ONNX Runtime.
+        limit: bytes of the process, of which it gets what is not taken yet; None: no limit. The
+            first call decides.
+
+    Raises:
+        MemoryLimitError: nothing is left.
     """
+    if SHARED:
+        return
     kind, memory = ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR, ort.OrtMemType.DEFAULT
-    ort.create_and_register_allocator(ort.OrtMemoryInfo("Cpu", kind, 0, memory), None)
+    settings = None
+    if limit is not None:
+        left = limit - (resident_bytes() or 0)
+        if left <= 0:
+            raise MemoryLimitError(
+                f"the process holds its limit of {limit} bytes before any graph is loaded"
+            )
+        settings = ort.OrtArenaCfg({"max_mem": left})
+    ort.create_and_register_allocator(ort.OrtMemoryInfo("Cpu", kind, 0, memory), settings)
+    SHARED.append(limit)
+
+
+def over_share(error: Exception) -> bool:
+    """Whether it is the arena that refused."""
+    return "bfc_arena" in str(error)
 
 
 def allocate(spec: TensorSpec) -> NDArray[Any]:

@@ -11,7 +11,7 @@ from typing import Protocol
 
 from edge_mdeq.errors import SinkError
 from mdeq_runtime.results import Frame, Result
-from mdeq_runtime.sources.base import Source
+from mdeq_runtime.sources.base import Source, pixels
 
 __all__ = ["Sink", "check_file", "check_folder", "refuse_clashes"]
 
@@ -32,6 +32,10 @@ class Sink(Protocol):
             SinkError: it cannot be written.
         """
         ...
+
+    def holding(self, size: tuple[int, int] | None) -> int:
+        """Bytes that it takes with frames of ``size`` (height, width), predicted."""
+        return 2_000_000 + pixels(size)  # code and buffers; a mask
 
     def close(self) -> None:
         """Finish what was written so far; may be called twice.

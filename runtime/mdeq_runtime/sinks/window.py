@@ -12,6 +12,7 @@ from edge_mdeq.errors import SinkError, require
 from mdeq_runtime.overlay import Palette, draw
 from mdeq_runtime.results import Frame, Result
 from mdeq_runtime.sinks.base import Sink
+from mdeq_runtime.sources.base import pixels
 
 __all__ = ["WindowSink"]
 
@@ -56,6 +57,10 @@ class WindowSink(Sink):
         cv2.imshow(TITLE, draw(frame.image, result, self._labels, self._palette))
         key = cv2.waitKey(1) & 0xFF
         return key not in STOP_KEYS and self._visible()
+
+    def holding(self, size: tuple[int, int] | None) -> int:
+        """Qt and its fonts, and the annotated frame as OpenCV, Qt and X hold it."""
+        return 30_000_000 + 4 * 4 * pixels(size)
 
     def close(self) -> None:
         """Close the window."""

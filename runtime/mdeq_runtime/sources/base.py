@@ -9,7 +9,7 @@ from typing import Protocol
 
 from mdeq_runtime.results import Frame
 
-__all__ = ["Source"]
+__all__ = ["Source", "pixels"]
 
 
 class Source(Protocol):
@@ -37,6 +37,10 @@ class Source(Protocol):
         """
         ...
 
+    def holding(self) -> int:
+        """Bytes that it takes while it is read, predicted, beside the frame that it gives."""
+        return 3 * pixels(self.size)  # the frame before
+
     def close(self) -> None:
         """Release what the source holds; may be called twice, and from another thread."""
         ...
@@ -51,3 +55,8 @@ class Source(Protocol):
         trace: TracebackType | None,
     ) -> None:
         self.close()
+
+
+def pixels(size: tuple[int, int] | None) -> int:
+    """Of a frame; 0 where its size is not known."""
+    return 0 if size is None else size[0] * size[1]

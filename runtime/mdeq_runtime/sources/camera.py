@@ -17,7 +17,7 @@ from typing import Any
 
 from edge_mdeq.errors import SourceError, require
 from mdeq_runtime.results import Frame
-from mdeq_runtime.sources.base import Source
+from mdeq_runtime.sources.base import Source, pixels
 
 __all__ = ["Camera", "open_camera"]
 
@@ -113,6 +113,10 @@ class Camera(Source):
         frame = Frame(image, self._index, time.monotonic())
         self._index += 1
         return frame
+
+    def holding(self) -> int:
+        """Frames: one is captured while another waits, and the driver fills up to four."""
+        return 6 * 3 * pixels(self.size)
 
     def close(self) -> None:
         """Release the device, now or as soon as a read that is under way comes back."""
