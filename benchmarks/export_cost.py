@@ -26,7 +26,10 @@ from rich.console import Console
 from rich.table import Table
 
 SHORT, LONG, USUAL = (2,), (26,), (1, 2, 4, 8)
-SAVE = "from export_cost import save; import sys; save(sys.argv[1], sys.argv[2])"
+SAVE = (
+    "import sys; from pathlib import Path; from filled import save_filled;"
+    "save_filled(sys.argv[1], Path(sys.argv[2]))"
+)
 
 
 @dataclass(frozen=True)
@@ -57,21 +60,6 @@ def main() -> None:
                 [sys.executable, "-c", SAVE, name, folder], check=True, cwd=Path(__file__).parent
             )
             show(f"{name}, drawn", measure(Path(folder), int(runs or args.runs)), console)
-
-
-def save(name: str, folder: str) -> None:
-    """Write drawn weights of a registered model into ``folder``."""
-    from filled import filled
-
-    from edge_mdeq.config import ModelCard, Provenance
-    from edge_mdeq.registry import lookup
-    from edge_mdeq.weights import save_weights
-
-    entry = lookup(name)
-    model, config = filled(name)
-    origin = Provenance(name, "CC0-1.0", "random numbers")
-    card = ModelCard(entry.model, config, entry.labels, entry.palette, origin)
-    save_weights(model, card, Path(folder) / f"{name}.safetensors")
 
 
 def measure(weights: Path, runs: int) -> dict[tuple[int, ...], list[Cost]]:

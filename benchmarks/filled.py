@@ -6,14 +6,21 @@ comparison.
 
 from __future__ import annotations
 
+import tempfile
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
 import torch
 from torch import nn
 
-from edge_mdeq.config import InputConfig
+from edge_mdeq.bundle import SolverCurve, Verification
+from edge_mdeq.config import InputConfig, ModelCard, Provenance
 from edge_mdeq.model import MDEQ
 from edge_mdeq.registry import lookup
+from edge_mdeq.weights import save_weights
 
-__all__ = ["filled"]
+__all__ = ["filled", "save_filled", "ungated"]
 
 
 def filled(name: str, seed: int = 0) -> tuple[MDEQ, InputConfig]:
@@ -37,3 +44,44 @@ def filled(name: str, seed: int = 0) -> tuple[MDEQ, InputConfig]:
                 value.copy_(0.4 * drawn - 0.2)
     nn.Module.eval(model)
     return model, entry.input
+
+
+def ungated(
+    name: str,
+    out: Path,
+    size: tuple[int, int],
+    iterations: tuple[int, ...],
+    solver: str = "fixed_point",
+    options: dict[str, int] | None = None,
+) -> None:
+    """A bundle of drawn weights that nothing was measured on: neither parity, nor times.
+
+    For what depends on the graphs alone. A user's export always passes the gate.
+    """
+    from mdeq_export import exporter
+
+    curve = SolverCurve(solver, dict(options or {}), 1.0, (1.0,), (1.0,), (0.0,))
+    settings = exporter.ExportSettings(
+        iterations=iterations,
+        solver=solver,
+        solver_settings=dict(options or {}),
+        size=(size[0], size[1]),
+    )
+    skipped: dict[str, Any] = {
+        "decide": lambda *_: (exporter.Plan(curve, (curve,), curve, iterations, 0.0), {}),
+        "verify": lambda *_, **__: Verification(0, "none", {}, 0, 0.0, "none", ()),
+        "measure_times": lambda *_: {},
+        "write_report": lambda *_: None,
+    }
+    with tempfile.TemporaryDirectory() as folder, patch.multiple(exporter, **skipped):
+        save_filled(name, Path(folder))
+        exporter.export_bundle(Path(folder), out, settings)
+
+
+def save_filled(name: str, folder: Path) -> None:
+    """Write drawn weights of a registered model into ``folder``."""
+    entry = lookup(name)
+    model, config = filled(name)
+    origin = Provenance(name, "CC0-1.0", "random numbers")
+    card = ModelCard(entry.model, config, entry.labels, entry.palette, origin)
+    save_weights(model, card, folder / f"{name}.safetensors")

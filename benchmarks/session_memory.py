@@ -66,9 +66,9 @@ def main() -> None:
 def drawn(name: str, folder: Path) -> Path:
     """A bundle of drawn weights; exported in a process of its own."""
     program = (
-        "import sys; from pathlib import Path; from export_cost import save; import edge_mdeq\n"
+        "import sys; from pathlib import Path; from filled import save_filled; import edge_mdeq\n"
         "from mdeq_export import ExportSettings\n"
-        "save(sys.argv[1], sys.argv[2])\n"
+        "save_filled(sys.argv[1], Path(sys.argv[2]))\n"
         "edge_mdeq.export(sys.argv[2], sys.argv[3], ExportSettings(iterations=(1,)))"
     )
     bundle, weights = folder / f"{name}.mdeq", folder / "weights"
