@@ -2,13 +2,16 @@
 
 | profile | opset | norm | precision | integers |
 |---|---|---|---|---|
-| ort-cpu, ort-cuda | 21 | InstanceNormalization | in the graph | asymmetric uint8 |
+| ort-cpu | 21 | InstanceNormalization | in the graph | asymmetric uint8 |
+| ort-cuda | 17 | InstanceNormalization | in the graph | asymmetric uint8 |
 | tensorrt-8 | 17 | InstanceNormalization | builder flag | symmetric int8 |
 | tensorrt-10 | 20 | InstanceNormalization | in the graph | symmetric int8 |
 | tensorrt-11, tensorrt-rtx | 21 | GroupNormalization | in the graph | symmetric int8 |
 
-For ort-cpu, norms behind a Relu are written out, for the exactness of their sums. TensorRT 10 is
-the 10.3 of JetPack 6: its parser knows opset 21's GroupNormalization from 10.9 on.
+For ort-cpu, norms behind a Relu are written out, for the exactness of their sums. ONNX Runtime's
+CUDA provider lacks Reshape, Cast and Transpose of opset 21 in 1.23, and Resize of 19; what it lacks
+runs on the CPU, in the midst of every norm. TensorRT 10 is the 10.3 of JetPack 6: its
+parser knows opset 21's GroupNormalization from 10.9 on.
 """
 
 from __future__ import annotations
@@ -79,12 +82,12 @@ class TargetProfile:
         return (*self.passes, Half()) if self.half == "graph" else self.passes
 
 
-def onnx_runtime(name: str, before: tuple[GraphPass, ...] = ()) -> TargetProfile:
-    """ONNX Runtime: any opset, but GroupNormalization costs it nine small operators."""
+def onnx_runtime(name: str, opset: int, before: tuple[GraphPass, ...] = ()) -> TargetProfile:
+    """ONNX Runtime: GroupNormalization costs it nine small operators."""
     return TargetProfile(
         name,
-        opset=21,
-        passes=(Anonymise(), *before, LowerGroupNorm(), DropIdentity()),
+        opset=opset,
+        passes=(Anonymise(), *before, LowerGroupNorm(), DropIdentity(), SetOpset(opset)),
         operators=COMMON | {"InstanceNormalization"},
         half="graph",
         int8="asymmetric uint8",
@@ -108,8 +111,8 @@ def tensorrt(name: str, opset: int, half: Literal["graph", "flag"] = "graph") ->
 PROFILES = {
     profile.name: profile
     for profile in (
-        onnx_runtime("ort-cpu", before=(NormAfterRelu(),)),
-        onnx_runtime("ort-cuda"),
+        onnx_runtime("ort-cpu", opset=21, before=(NormAfterRelu(),)),
+        onnx_runtime("ort-cuda", opset=17),
         tensorrt("tensorrt-8", opset=17, half="flag"),
         tensorrt("tensorrt-10", opset=20),
         tensorrt("tensorrt-11", opset=21),

@@ -97,7 +97,7 @@ def test_the_profiles_are_the_ones_that_runtimes_need() -> None:
     found = {p.name: (p.opset, "GroupNormalization" in p.operators, p.half, p.int8) for p in EVERY}
     assert found == {
         "ort-cpu": (21, False, "graph", "asymmetric uint8"),
-        "ort-cuda": (21, False, "graph", "asymmetric uint8"),
+        "ort-cuda": (17, False, "graph", "asymmetric uint8"),
         "tensorrt-8": (17, False, "flag", "symmetric int8"),
         "tensorrt-10": (20, False, "graph", "symmetric int8"),
         "tensorrt-11": (21, True, "graph", "symmetric int8"),
