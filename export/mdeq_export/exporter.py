@@ -60,6 +60,7 @@ FALLBACK = "ort-cpu"
 VERIFICATION_IMAGES, FEWEST_IMAGES = 8, 2
 FLOPS = 3e10  # of one evaluation of every image that solvers are measured on; that takes some 150
 GATE_FLOPS = 6e11  # of the evaluations that graphs are compared in with torch
+HEAVY_FLOPS = 5e10  # of an evaluation of one image; from here on that one takes minutes
 CONVERGED = 0.05  # residual; what the authors of DEQ call good convergence
 AUTO = "auto"
 TOOLS = ("numpy", "onnx", "onnx-ir", "onnxruntime", "onnxscript", "torch")
@@ -146,8 +147,9 @@ def export_bundle(
         config = replace(config, height=settings.size[0], width=settings.size[1])
     card.model.check_size(config.height, config.width)
     flops = cell_flops(frozen, config)
+    least = FEWEST_IMAGES if settings.solver == AUTO or flops < HEAVY_FLOPS else 1
     images, source = verification_images(
-        settings.images, affordable(FLOPS / flops), config.height, config.width
+        settings.images, affordable(FLOPS / flops, least), config.height, config.width
     )
     if settings.solver == AUTO and len(images) < FEWEST_IMAGES:
         raise DataError(
@@ -174,7 +176,7 @@ def export_bundle(
             reference,
             profiles,
             folder,
-            images[: affordable(GATE_FLOPS / flops / compared(plan.iterations))],
+            images[: affordable(GATE_FLOPS / flops / compared(plan.iterations), least)],
             source,
             settings.tolerances,
             batch,
@@ -274,9 +276,9 @@ def load_frozen(weights: Path) -> tuple[MDEQ, ModelCard]:
     return model.freeze(), card
 
 
-def affordable(count: float) -> int:
+def affordable(count: float, least: int = FEWEST_IMAGES) -> int:
     """How many images to take if there is time for ``count``."""
-    return max(FEWEST_IMAGES, min(VERIFICATION_IMAGES, int(count)))
+    return max(least, min(VERIFICATION_IMAGES, int(count)))
 
 
 def compared(iterations: Sequence[int]) -> int:

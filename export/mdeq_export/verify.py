@@ -194,12 +194,18 @@ class Solves:
         }
         self.roundings: dict[str, dict[int, float]] = {}
 
-    def rounding(self, evaluations: int, kinds: Iterable[str]) -> float:
-        """The reference's own rounding error after so many, the largest of the starts."""
+    def rounding(self, evaluations: int, kinds: Iterable[str], enough: float) -> float:
+        """The reference's own rounding error after so many, the largest of the starts; no further
+        one is asked for once it is above ``enough``.
+        """
+        found = 0.0
         for kind in kinds:
             if kind not in self.roundings:
                 self.roundings[kind] = self.problem.rounding(self.starts[kind], self.counts)
-        return max(self.roundings[kind][evaluations] for kind in kinds)
+            found = max(found, self.roundings[kind][evaluations])
+            if found > enough:
+                break
+        return found
 
 
 def batches(
@@ -276,7 +282,7 @@ class Comparison:
         """
         if not apart or self.step is not None:
             return
-        self.rounding = max(self.rounding, solves.rounding(self.evaluations, apart))
+        self.rounding = max(self.rounding, solves.rounding(self.evaluations, apart, self.rtol))
         if self.rounding > self.rtol:
             self.step = step_error(self.profile, self.rung, self.root, solves)
 

@@ -137,3 +137,4 @@ def test_long_ladders_and_large_models_are_compared_on_fewer_images() -> None:
     assert compared((4,)) == 16  # torch and the graph, cold and warm
     assert compared((1, 2, 4)) == 2 * (4 + 1 + 2 + 4)
     assert [affordable(count) for count in (0.1, 2.5, 5.9, 1e6)] == [2, 2, 5, 8]
+    assert affordable(0.1, least=1) == 1
