@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from types import ModuleType
 from typing import Any
-from weakref import WeakSet
 
 import numpy as np
 from numpy.typing import NDArray
 
-from edge_mdeq.bundle import Bundle, Manifest, Parts, Rung, TensorSpec
-from edge_mdeq.errors import BundleError, MemoryLimitError, SessionError, require
+from edge_mdeq.bundle import Bundle, Manifest, TensorSpec
+from edge_mdeq.errors import BundleError, MemoryLimitError, require
 from mdeq_runtime.backends import Answer, Footprint
 from mdeq_runtime.backends.graph_cache import GraphCache
+from mdeq_runtime.backends.ort import OrtBackend, Values, over_share
 from mdeq_runtime.backends.ort_memory import predict
 from mdeq_runtime.memory import limit_heaps, resident_bytes, returning_blocks
 
@@ -77,31 +77,54 @@ class OrtState:
             return []
         return [self.wrap(allocate(spec)) for spec in self.manifest.states]
 
-    def state_in(self) -> dict[str, Any]:
+    def phase(self) -> int:
+        return self.turn
+
+    def put(self, image: NDArray[np.uint8]) -> None:
+        self.image[0] = image
+
+    def solve_values(self) -> tuple[Values, Values]:
+        outputs = self.answer_out | self.residual_out | self.state_out()
+        return self.image_in | self.state_in(), outputs
+
+    def inject_values(self) -> tuple[Values, Values]:
+        return self.image_in, self.injection
+
+    def advance_values(self) -> tuple[Values, Values]:
+        evaluated = dict(zip(self.manifest.values, self.evaluated, strict=False))
+        names = [spec.name for spec in self.manifest.history]
+        history = dict(zip(names, self.history_values[self.turn], strict=True))
+        after = self.history_values[1 - self.turn]
+        history_out = dict(zip(self.manifest.history_outputs, after, strict=True))
+        inputs = self.injection | self.state_in() | history
+        return inputs, evaluated | self.state_out() | history_out | self.residual_out
+
+    def readout_values(self) -> tuple[Values, Values]:
+        names = [spec.name for spec in self.manifest.states]
+        evaluated = dict(zip(names, self.evaluated, strict=False))
+        return evaluated or self.state_in(), self.answer_out
+
+    def state_in(self) -> Values:
         names = [spec.name for spec in self.manifest.states]
         return dict(zip(names, self.state_values[self.turn], strict=True))
 
-    def state_out(self) -> dict[str, Any]:
+    def state_out(self) -> Values:
         return dict(zip(self.manifest.state_outputs, self.state_values[1 - self.turn], strict=True))
 
-    def value_out(self) -> dict[str, Any]:
-        return dict(zip(self.manifest.values, self.evaluated, strict=False))
+    def solved(self) -> None:
+        self.turn = 1 - self.turn
 
-    def value_in(self) -> dict[str, Any]:
-        """What the readout takes, under the names of the states."""
-        names = [spec.name for spec in self.manifest.states]
-        return dict(zip(names, self.evaluated or self.state_values[self.turn], strict=True))
+    advanced = solved
 
-    def history_in(self) -> dict[str, Any]:
-        names = [spec.name for spec in self.manifest.history]
-        return dict(zip(names, self.history_values[self.turn], strict=True))
+    def residual_value(self) -> float:
+        return float(self.residual[0])
 
-    def history_out(self) -> dict[str, Any]:
-        outputs = self.history_values[1 - self.turn]
-        return dict(zip(self.manifest.history_outputs, outputs, strict=True))
+    def answer(self) -> Answer:
+        confidence = None if self.confidence is None else self.confidence[0]
+        return Answer(self.output[0], confidence, self.residual_value())
 
 
-class OrtCpuBackend:
+class OrtCpuBackend(OrtBackend):
     """Loads rungs of the ``ort-cpu`` profile on demand.
 
     Args:
@@ -125,38 +148,16 @@ class OrtCpuBackend:
     ) -> None:
         self.ort = require("onnxruntime", "onnxruntime", "running a bundle on the CPU")
         limit_heaps()
-        batch = bundle.manifest.input.tensor.shape[0]
-        if batch > 1:
-            raise BundleError(
-                f"{bundle.path} was exported for batches of {batch}; a stream is answered frame by "
-                "frame: export with --batch 1 or --dynamic-batch"
-            )
-        self.bundle = bundle
+        super().__init__(bundle, PROFILE)
         self.threads, self.limit = threads, limit
-        self.sessions: dict[str, Any] = {}
         self.cache = None if cache is None else GraphCache(cache, self.ort, self.options)
-        self.states: WeakSet[OrtState] = WeakSet()
-        self.closed = False
-        for weights in bundle.profile(PROFILE).weights:
-            bundle.file(weights.file)
-
-    def load(self, graph: str) -> None:
-        if self.closed:
-            raise SessionError("this model is closed; open the bundle again")
-        if graph in self.sessions:
-            return
-        share_arena(self.ort, self.limit)
-        with returning_blocks():
-            self.sessions[graph] = self.open(graph)
-
-    def unload(self, graph: str) -> None:
-        """Let go of a graph and of what states have bound to it; it can be loaded again."""
-        for state in self.states:
-            for key in [key for key in state.bindings if key[0] == graph]:
-                del state.bindings[key]
-        self.sessions.pop(graph, None)
 
     def open(self, graph: str) -> Any:
+        share_arena(self.ort, self.limit)
+        with returning_blocks():
+            return self.session(graph)
+
+    def session(self, graph: str) -> Any:
         path = self.bundle.file(graph)
         if self.cache is not None and (session := self.cache.session(path, self.identity(graph))):
             return session
@@ -175,7 +176,7 @@ class OrtCpuBackend:
         Raises:
             BundleError: the bundle does not say what its graphs cost.
         """
-        costs = self.bundle.profile(PROFILE).costs
+        costs = self.profile.costs
         if not all(graph in costs for graph in graphs):
             raise BundleError(
                 f"{self.bundle.path} was written before bundles said what their graphs take; to "
@@ -185,12 +186,6 @@ class OrtCpuBackend:
             self.cache.has(self.identity(graph)) for graph in graphs
         )
         return predict([costs[graph] for graph in graphs], cached)
-
-    def identity(self, graph: str) -> str:
-        """Which graph this is: its hash and those of the weights that it may use."""
-        files = self.bundle.manifest.files
-        weights = [files[w.file].sha256 for w in self.bundle.profile(PROFILE).weights]
-        return " ".join([files[graph].sha256, *weights])
 
     def options(self) -> Any:
         """Settings for a small process: buffers from the shared arena, none planned, no denormals.
@@ -214,76 +209,8 @@ class OrtCpuBackend:
 
     def new_state(self) -> OrtState:
         state = OrtState(self.ort, self.bundle.manifest)
-        state.owner = self
-        self.states.add(state)
+        self.adopt(state)
         return state
-
-    def own(self, state: OrtState) -> OrtState:
-        """``state`` if it is one of this backend: another's is bound to graphs of its own."""
-        if getattr(state, "owner", None) is not self:
-            raise SessionError("this is no state of this model; make one with new_state()")
-        return state
-
-    def run(self, rung: Rung, image: NDArray[np.uint8], state: OrtState) -> Answer:
-        self.own(state).image[0] = image
-        self.execute(
-            rung.graph,
-            state,
-            inputs=lambda: state.image_in | state.state_in(),
-            outputs=lambda: state.answer_out | state.residual_out | state.state_out(),
-        )
-        state.turn = 1 - state.turn
-        return self.answer(state)
-
-    def inject(self, parts: Parts, image: NDArray[np.uint8], state: OrtState) -> None:
-        self.own(state).image[0] = image
-        self.execute(parts.inject, state, lambda: state.image_in, lambda: state.injection)
-
-    def advance(self, rung: Rung, state: OrtState) -> float:
-        self.execute(
-            rung.graph,
-            state,
-            inputs=lambda: state.injection | state.state_in() | state.history_in(),
-            outputs=lambda: (
-                state.value_out() | state.state_out() | state.history_out() | state.residual_out
-            ),
-        )
-        state.turn = 1 - state.turn
-        return float(state.residual[0])
-
-    def readout(self, parts: Parts, state: OrtState) -> Answer:
-        self.execute(parts.readout, state, state.value_in, lambda: state.answer_out)
-        return self.answer(state)
-
-    def execute(
-        self, graph: str, state: OrtState, inputs: Callable[[], Any], outputs: Callable[[], Any]
-    ) -> None:
-        """Run a graph on a state's buffers; its binding for the present turn is made once."""
-        self.own(state)
-        self.load(graph)
-        session, key = self.sessions[graph], (graph, state.turn)
-        if key not in state.bindings:
-            binding = session.io_binding()
-            for name, value in inputs().items():
-                binding.bind_ortvalue_input(name, value)
-            for name, value in outputs().items():
-                binding.bind_ortvalue_output(name, value)
-            state.bindings[key] = binding
-        try:
-            session.run_with_iobinding(state.bindings[key])
-        except Exception as error:  # see open
-            if over_share(error):
-                raise MemoryLimitError(f"{graph} needs more than its share: {error}") from error
-            raise SessionError(f"{graph} failed in ONNX Runtime: {error}") from error
-
-    @staticmethod
-    def answer(state: OrtState) -> Answer:
-        confidence = None if state.confidence is None else state.confidence[0]
-        return Answer(state.output[0], confidence, float(state.residual[0]))
-
-    def close(self) -> None:
-        self.closed = True
-        self.sessions.clear()
 
 
 SHARED: list[int | None] = []  # the limit that the arena of this process was made under
@@ -317,11 +244,6 @@ def share_arena(ort: ModuleType, limit: int | None = None) -> None:
         settings = ort.OrtArenaCfg({"max_mem": left})
     ort.create_and_register_allocator(ort.OrtMemoryInfo("Cpu", kind, 0, memory), settings)
     SHARED.append(limit)
-
-
-def over_share(error: Exception) -> bool:
-    """Whether it is the arena that refused."""
-    return "bfc_arena" in str(error)
 
 
 def allocate(spec: TensorSpec) -> NDArray[Any]:
