@@ -77,12 +77,16 @@ def answer_streams(
     Raises:
         SourceError: one of them cannot be opened; then none is read.
         SessionError: the settings do not suit the bundle.
+        MemoryLimitError: the model has a limit, and so many streams do not fit into it.
     """
     from mdeq_runtime.sources import open_source
 
     with ExitStack() as stack:
         opened = [stack.enter_context(open_source(source)) for source in sources]
-        sessions = [stack.enter_context(model.session(settings)) for _ in opened]
+        sessions = []
+        for source in opened:
+            model.expect(source)
+            sessions.append(stack.enter_context(model.session(settings)))
         for turn in round_robin(zip(sessions, opened, strict=True), stop=stop):
             if turn.over:  # let go of its camera and its states now, not when the last one ends
                 opened[turn.stream].close()

@@ -374,20 +374,18 @@ def write_clip(path: Path, count: int) -> Path:
 
 
 def test_sources_are_opened_by_name_and_let_go_of_when_they_end(
-    model: Model, tmp_path: Path
+    model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     paths = [write_clip(tmp_path / f"{count}.avi", count) for count in (2, 4)]
-    session, made = model.session, []
+    opened, made = model.session, []
 
-    class Watching:
-        """The model, whose sessions are kept to look at."""
+    def session(settings: Any) -> Any:
+        made.append(opened(settings))
+        return made[-1]
 
-        def session(self, settings: Any) -> Any:
-            made.append(session(settings))
-            return made[-1]
-
+    monkeypatch.setattr(model, "session", session)
     closed = []
-    for turn in answer_streams(Watching(), [str(paths[0]), paths[1]], CALM):  # type: ignore[arg-type]
+    for turn in answer_streams(model, [str(paths[0]), paths[1]], CALM):
         closed.append((turn.stream, [one.closed for one in made]))
     assert closed[:4] == [(k % 2, [False, False]) for k in range(4)]
     assert closed[4:] == [(0, [True, False])] + [(1, [True, False])] * 2 + [(1, [True, True])]
@@ -399,3 +397,15 @@ def test_a_source_that_cannot_be_opened_is_said_before_any_is_read(
     path = write_clip(tmp_path / "north.avi", 2)
     with pytest.raises(SourceError, match=r"south\.avi does not exist"):
         next(answer_streams(model, [path, tmp_path / "south.avi"]))
+
+
+@pytest.mark.skipif(resident_bytes() is None, reason="memory is read from /proc, on Linux only")
+def test_streams_are_counted_against_a_memory_limit(segmenter_bundle: Path, tmp_path: Path) -> None:
+    paths = [write_clip(tmp_path / f"{count}.avi", count) for count in (2, 3)]
+    with Model(segmenter_bundle, CALM, threads=1, memory_limit="8GiB") as limited:
+        assert limited.budget is not None
+        turns = answer_streams(limited, paths)
+        next(turns)
+        assert len(limited.budget.buffers) == 2
+        assert sum(turn.over for turn in turns) == 2
+        assert not limited.budget.buffers
