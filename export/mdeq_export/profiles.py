@@ -24,12 +24,12 @@ from edge_mdeq.errors import ConfigError
 from mdeq_export.passes import (
     Anonymise,
     DropIdentity,
+    ExactNorm,
     FloatBeforeUint8,
     GraphPass,
     Half,
     KnownConstants,
     LowerGroupNorm,
-    NormAfterRelu,
     SetOpset,
 )
 
@@ -111,7 +111,7 @@ def tensorrt(name: str, opset: int, half: Literal["graph", "flag"] = "graph") ->
 PROFILES = {
     profile.name: profile
     for profile in (
-        onnx_runtime("ort-cpu", opset=21, before=(NormAfterRelu(),)),
+        onnx_runtime("ort-cpu", opset=21, before=(ExactNorm(),)),
         onnx_runtime("ort-cuda", opset=17),
         tensorrt("tensorrt-8", opset=17, half="flag"),
         tensorrt("tensorrt-10", opset=20),
