@@ -198,7 +198,8 @@ class Recent:
     """The last ``WINDOW`` values of one quantity, and the count and the sum of all."""
 
     def __init__(self) -> None:
-        self.values = np.empty(WINDOW)
+        # filled, so that its pages are there at once: a run's memory grows for none of its frames
+        self.values = np.full(WINDOW, math.nan)
         self.count, self.total = 0, 0.0
 
     def add(self, value: float) -> None:

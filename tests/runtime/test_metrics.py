@@ -21,6 +21,7 @@ from edge_mdeq.errors import ConfigError, MissingExtraError, SinkError
 from mdeq_runtime import FixedIterations, Frame, Model, Result, SessionSettings
 from mdeq_runtime.backends import Answer
 from mdeq_runtime.backends.ort_cpu import OrtCpuBackend
+from mdeq_runtime.memory import resident_bytes
 from mdeq_runtime.metrics import WINDOW, Metrics, Snapshot
 from mdeq_runtime.pipeline import run
 from mdeq_runtime.prometheus import prometheus_registry, prometheus_text
@@ -98,6 +99,22 @@ def test_memory_does_not_grow_with_the_frames() -> None:
     grown, _ = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert grown < 2_000
+
+
+@pytest.mark.skipif(resident_bytes() is None, reason="memory is read from /proc, on Linux only")
+def test_the_pages_of_its_rings_are_there_from_the_first_frame_on() -> None:
+    metrics = Metrics()
+    answer = result()
+    metrics.add(answer)
+    metrics.snapshot()
+    before = resident_bytes()
+    for _ in range(WINDOW):
+        metrics.add(answer)
+    metrics.snapshot()
+    after = resident_bytes()
+    assert before is not None
+    assert after is not None
+    assert after - before < 250_000, "a ring has 80 kB, and there are seven"
 
 
 def test_a_residual_that_is_not_finite_is_the_largest_and_in_no_mean() -> None:
