@@ -9,6 +9,7 @@ Importing this package imports nothing heavy; each function imports what it need
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING
 
 from edge_mdeq.version import __version__
@@ -22,6 +23,10 @@ if TYPE_CHECKING:
     from mdeq_runtime.val import ValReport
 
 __all__ = ["__version__", "export", "load", "val"]
+
+# From 1.29 on ONNX Runtime reports its use to its maker as soon as it is imported. A device in the
+# field reports to nobody; whoever wants it to sets the variable to 0.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 
 def export(

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -84,3 +87,47 @@ def test_exported_names_exist_and_are_no_more_than_meant() -> None:
     assert set(mdeq_runtime.__all__) == solving | policies
     for package in (edge_mdeq, mdeq_runtime):
         assert all(hasattr(package, name) for name in package.__all__)
+
+
+RUNS = """
+import sys, time
+from pathlib import Path
+import numpy as np
+from mdeq_runtime import Model
+with Model(Path(sys.argv[1])) as model:
+    model(np.zeros((*model.manifest.input.size, 3), np.uint8))
+time.sleep(40)  # reports are sent now and then
+"""
+
+
+def sockets(trace: Path, **environment: str) -> int:
+    """How many sockets a process opens that answers one frame and then waits."""
+    bundle = Path(__file__).parents[2] / "samples/bundles/camvid-nano.mdeq"
+    command = ["strace", "-f", "-o", str(trace), "-e", "trace=socket", sys.executable, "-c", RUNS]
+    kept = {k: v for k, v in os.environ.items() if k != "ORT_DISABLE_TELEMETRY"}
+    subprocess.run([*command, str(bundle)], env=kept | environment, check=True, capture_output=True)
+    return trace.read_text().count("socket(")
+
+
+@pytest.mark.soak
+@pytest.mark.skipif(shutil.which("strace") is None, reason="strace is not installed")
+def test_nothing_is_reported_to_anybody(tmp_path: Path) -> None:
+    """The runtime opens no connection, not even to ask for an address."""
+    if not sockets(tmp_path / "trace", ORT_DISABLE_TELEMETRY="0"):
+        pytest.skip("this ONNX Runtime does not report, even where it may")
+    assert sockets(tmp_path / "trace") == 0
+
+
+def test_whoever_wants_to_report_still_can() -> None:
+    code = "import os, mdeq_runtime.backends; print(os.environ['ORT_DISABLE_TELEMETRY'])"
+    for given, expected in ((None, "1"), ("0", "0")):
+        environment = {k: v for k, v in os.environ.items() if k != "ORT_DISABLE_TELEMETRY"}
+        environment |= {} if given is None else {"ORT_DISABLE_TELEMETRY": given}
+        found = subprocess.run(
+            [sys.executable, "-c", code],
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        assert found.stdout.strip() == expected
