@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from edge_mdeq.bundle import Parts
 from mdeq_runtime.backends import Backend
 from mdeq_runtime.reasons import Cold
-from mdeq_runtime.solving import NON_FINITE, Solved
+from mdeq_runtime.solving.base import NON_FINITE, Solved
 
 __all__ = ["FixedParts"]
 
