@@ -183,5 +183,5 @@ def bind(session: Any, inputs: Values, outputs: Values) -> Any:
 
 
 def over_share(error: Exception) -> bool:
-    """Whether it is the arena that refused."""
-    return "bfc_arena" in str(error)
+    """Whether it is the arena that refused, or the device."""
+    return "bfc_arena" in str(error) or "out of memory" in str(error)

@@ -1,0 +1,210 @@
+"""Which backend runs a bundle on this machine, and on which of its profiles.
+
+| device | needs | profile |
+|---|---|---|
+| cpu | onnxruntime, or any other build of it | ort-cpu, which every bundle has |
+| cuda | onnxruntime-gpu, CUDA, cuDNN, a GPU | ort-cuda |
+| tensorrt | the same, and TensorRT | tensorrt-8, -10 or -11, as that ONNX Runtime was built for |
+| auto | | cuda where all of it is there, else cpu |
+
+``auto`` never takes tensorrt: to build its engines takes minutes, and is for the user to ask for.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import hashlib
+import io
+import logging
+import re
+from pathlib import Path
+from typing import Any
+
+from edge_mdeq.bundle import Bundle, Profile
+from edge_mdeq.errors import (
+    BundleError,
+    ConfigError,
+    DeviceError,
+    MissingExtraError,
+    require,
+)
+from mdeq_runtime.backends import Backend
+from mdeq_runtime.backends.engine_cache import engine_roots, open_engine_cache
+from mdeq_runtime.backends.nvidia import CudaDevice, find_device, tensorrt_version
+from mdeq_runtime.backends.ort_cpu import OrtCpuBackend
+from mdeq_runtime.backends.ort_gpu import OrtGpuBackend
+from mdeq_runtime.backends.places import CUDA, TENSORRT, cuda, require_provider, tensorrt
+
+__all__ = ["DEVICES", "open_backend"]
+
+log = logging.getLogger(__name__)
+
+DEVICES = ("auto", "cpu", "cuda", "tensorrt")
+PROVIDERS = {"cuda": CUDA, "tensorrt": TENSORRT}
+TENSORRT_LIBRARY = "libonnxruntime_providers_tensorrt.so"
+
+
+def open_backend(
+    bundle: Bundle,
+    device: str = "auto",
+    threads: int = 0,
+    cache: Path | None = None,
+    limit: int | None = None,
+) -> tuple[Backend, str]:
+    """What runs ``bundle`` on ``device``; no graph is loaded yet.
+
+    Args:
+        bundle: the opened bundle.
+        device: one of ``DEVICES``. "auto" says in the log why it leaves a GPU unused, if ONNX
+            Runtime's build for GPUs is installed.
+        threads: threads per graph on the CPU, 0 for one per core.
+        cache: a folder for graphs, or engines, as this machine runs them.
+        limit: bytes that the process may take on the CPU, or that graphs may take of a GPU's
+            memory.
+
+    Returns:
+        The backend, and the name of the profile that it runs.
+
+    Raises:
+        ConfigError: no such device.
+        MissingExtraError: ONNX Runtime, or its build for GPUs, is not installed.
+        DeviceError: no GPU, or a library that it needs is missing.
+        BundleError: the bundle was not exported for the device, or is damaged.
+    """
+    if device not in DEVICES:
+        near = difflib.get_close_matches(device, DEVICES, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise ConfigError(f"unknown device {device!r}, known: {', '.join(DEVICES)}{hint}")
+    if device == "auto":
+        return open_auto(bundle, threads, cache, limit)
+    if device == "cuda":
+        return open_cuda(bundle, limit)
+    if device == "tensorrt":
+        return open_tensorrt(bundle, cache, limit)
+    return OrtCpuBackend(bundle, threads, cache, limit), "ort-cpu"
+
+
+def open_auto(
+    bundle: Bundle, threads: int, cache: Path | None, limit: int | None
+) -> tuple[Backend, str]:
+    ort = require("onnxruntime", "onnxruntime", "running a bundle")
+    if CUDA in ort.get_available_providers():
+        try:
+            return open_cuda(bundle, limit)
+        except (DeviceError, BundleError) as error:
+            log.warning("running on the CPU, not on a GPU: %s", error)
+    return open_backend(bundle, "cpu", threads, cache, limit)
+
+
+def open_cuda(bundle: Bundle, limit: int | None) -> tuple[Backend, str]:
+    ort = provider_of("cuda")
+    find_device()
+    name = exported_for(bundle, "ort-cuda")
+    preload(ort)
+    require_provider(ort, CUDA)
+    place = cuda(in_half(bundle.profile(name)), limit=limit)
+    return OrtGpuBackend(bundle, name, place, limit), name
+
+
+def open_tensorrt(bundle: Bundle, cache: Path | None, limit: int | None) -> tuple[Backend, str]:
+    ort = provider_of("tensorrt")
+    gpu = find_device()
+    major = built_for_tensorrt(ort)
+    name = exported_for(bundle, f"tensorrt-{major}")
+    profile = bundle.profile(name)
+    if in_half(profile):
+        raise BundleError(
+            f"the graphs of {bundle.path} for {name} hold FP16, which ONNX Runtime's TensorRT "
+            "provider cannot build as they say (its networks are weakly typed: FP16 would spread "
+            "to norms and solver); export without --half, or use the device cuda"
+        )
+    preload(ort)
+    version = tensorrt_version(major)
+    for provider in (CUDA, TENSORRT):
+        require_provider(ort, provider)
+    engines = open_engine_cache(
+        engine_roots(bundle.path, cache), facts(bundle, profile, ort, gpu, version)
+    )
+    folder = None if engines is None else engines.folder
+    place = tensorrt("FP16" in profile.flags, folder, limit=limit)
+    return OrtGpuBackend(bundle, name, place, limit, engines), name
+
+
+def provider_of(device: str) -> Any:
+    """The module ONNX Runtime, if it was built with what a device needs.
+
+    Raises:
+        MissingExtraError: it was not.
+    """
+    ort = require("onnxruntime", "onnxruntime-gpu", f"the device {device}")
+    if PROVIDERS[device] not in ort.get_available_providers():
+        raise MissingExtraError(
+            f"the device {device} needs an ONNX Runtime with {PROVIDERS[device]}; the one here "
+            f"({ort.__version__}) has {', '.join(ort.get_available_providers())}. The two builds "
+            "overwrite each other: pip uninstall onnxruntime onnxruntime-gpu, then pip install "
+            "'edge-mdeq[onnxruntime-gpu]'; on a Jetson, the onnxruntime-gpu made for its JetPack"
+        )
+    return ort
+
+
+def exported_for(bundle: Bundle, name: str) -> str:
+    """``name``, if it is a profile of the bundle.
+
+    Raises:
+        BundleError: it is not; with how to get it.
+    """
+    if name not in bundle.manifest.profiles:
+        raise BundleError(
+            f"{bundle.path} has no graphs for {name!r}, only for "
+            f"{', '.join(bundle.manifest.profiles)}; export it again with --target {name}, or use "
+            "the device cpu"
+        )
+    return name
+
+
+def in_half(profile: Profile) -> bool:
+    """Whether a profile's graphs compute in FP16."""
+    return any(weights.precision != "fp32" for weights in profile.weights)
+
+
+def preload(ort: Any) -> None:
+    """Let ONNX Runtime find the CUDA and cuDNN that pip installed, where they are."""
+    heard = io.StringIO()  # it prints what it does not find, system-wide libraries included
+    with contextlib.redirect_stdout(heard):
+        ort.preload_dlls()
+    if heard.getvalue():
+        log.debug("onnxruntime.preload_dlls: %s", heard.getvalue().strip())
+
+
+def built_for_tensorrt(ort: Any) -> int:
+    """The major version of the TensorRT that an ONNX Runtime is linked with.
+
+    Raises:
+        DeviceError: it does not say.
+    """
+    library = Path(ort.__file__).parent / "capi" / TENSORRT_LIBRARY
+    try:
+        found = re.search(rb"libnvinfer\.so\.(\d+)", library.read_bytes())
+    except OSError as error:
+        raise DeviceError(
+            f"ONNX Runtime's TensorRT provider cannot be read ({error}); install it again"
+        ) from error
+    if found is None:
+        raise DeviceError(f"{library} does not say which TensorRT it needs; use the device cuda")
+    return int(found.group(1))
+
+
+def facts(
+    bundle: Bundle, profile: Profile, ort: Any, gpu: CudaDevice, version: str
+) -> dict[str, str]:
+    """All that an engine depends on."""
+    files = sorted(bundle.manifest.files[name].sha256 for name in profile.files)
+    return {
+        "device": gpu.name,
+        "compute_capability": ".".join(map(str, gpu.capability)),
+        "driver": str(gpu.driver),
+        "tensorrt": version,
+        "onnxruntime": str(ort.__version__),
+        "graphs": hashlib.sha256(" ".join(files).encode()).hexdigest(),
+    }
