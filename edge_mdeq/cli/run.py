@@ -57,6 +57,7 @@ def run(
     ),
     fit: str = typer.Option("stretch", help="stretch, letterbox or crop."),
     confidence: bool = typer.Option(False, "--confidence", help="Compute a confidence map too."),
+    device: str = typer.Option("auto", help="auto, cpu, cuda or tensorrt."),
     threads: int = typer.Option(0, min=0, help="Threads per graph, 0 for one per core."),
     graph_cache: Path = typer.Option(
         None, "--graph-cache", help="A folder for graphs as this machine runs them: less memory."
@@ -95,7 +96,7 @@ def run(
     )
     with ExitStack() as stack:
         model = stack.enter_context(
-            Model(bundle, settings, threads, graph_cache, memory_limit=memory_limit)
+            Model(bundle, settings, threads, graph_cache, device=device, memory_limit=memory_limit)
         )
         opened = stack.enter_context(open_source(source))
         sinks = open_sinks(stack, targets, opened, model)

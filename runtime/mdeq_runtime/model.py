@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_mdeq.bundle import open_bundle
-from mdeq_runtime.backends.ort_cpu import PROFILE, OrtCpuBackend
+from mdeq_runtime.backends.choose import open_backend
 from mdeq_runtime.budget import Budget, MemoryReport
 from mdeq_runtime.memory import peak_resident_bytes
 from mdeq_runtime.planner import parse_bytes
@@ -43,6 +43,8 @@ class Model:
         threads: threads per graph, 0 for one per core.
         cache: a folder in which graphs are kept as this machine runs them: for ImageNet-small, of
             67 MB of weights, the process is 25 MB smaller, and most of it is mapped.
+        device: "cpu", "cuda", "tensorrt", or "auto": cuda where all that it needs is there, else
+            the CPU; see ``mdeq_runtime.backends.choose``.
         memory_limit: of the whole process, such as "256MiB" or a number of bytes. What does not fit
             is refused before anything is loaded, and the process is watched while frames are
             answered; see ``mdeq_runtime.budget``. The first model of a process sets it.
@@ -51,7 +53,8 @@ class Model:
         BundleError: missing, altered, incomplete, or written by a newer version.
         MissingExtraError: no backend is installed.
         MemoryLimitError: it does not fit, with a table of what it would need.
-        ConfigError: a limit that makes no sense.
+        ConfigError: no such device, or a limit that makes no sense.
+        DeviceError: the device that was asked for, or what it needs, is not there.
     """
 
     def __init__(
@@ -61,6 +64,7 @@ class Model:
         threads: int = 0,
         cache: str | Path | None = None,
         *,
+        device: str = "auto",
         memory_limit: str | int | None = None,
     ) -> None:
         self.settings = settings or SessionSettings()
@@ -70,7 +74,7 @@ class Model:
             log.warning("%s: %s", self.manifest.name, warning)
         kept = None if cache is None else Path(cache)
         limit = None if memory_limit is None else parse_bytes(memory_limit)
-        self.backend = OrtCpuBackend(self.bundle, threads, kept, limit)
+        self.backend, self.profile = open_backend(self.bundle, device, threads, kept, limit)
         self.budget: Budget | None = None
         if limit is not None:
             self.budget = Budget(limit, self.backend)
@@ -90,7 +94,7 @@ class Model:
                 be made of the bundle's rungs.
             MemoryLimitError: it does not fit beside the streams that are open.
         """
-        profile = self.bundle.profile(PROFILE)
+        profile = self.bundle.profile(self.profile)
         chosen = settings or self.settings
         return Session(self.manifest, profile, self.backend, chosen, self.budget)
 
@@ -109,7 +113,7 @@ class Model:
     def check_fit(self) -> None:
         """See that one more stream would fit, before anything is loaded for it."""
         if self.budget is not None:
-            asked, profile = self.settings, self.bundle.profile(PROFILE)
+            asked, profile = self.settings, self.bundle.profile(self.profile)
             self.budget.plan(self.manifest, profile, asked.policy, asked.carry, asked.confidence)
 
     def memory(self) -> MemoryReport:
