@@ -56,7 +56,7 @@ def find_device(index: int = 0) -> CudaDevice:
 
 
 class DeviceMemory:
-    """What has been taken of a GPU's memory since this was made.
+    """What has been taken of a GPU's memory since this was made; made once, and kept.
 
     CUDA counts the device as a whole: what other processes take or give back meanwhile is in the
     number too. CUDA's own context, which making this brings into being, is not.
@@ -91,12 +91,6 @@ class DeviceMemory:
             yield
         finally:
             _call(self.driver, "cuCtxPopCurrent_v2", ctypes.byref(ctypes.c_void_p()))
-
-    def close(self) -> None:
-        """Give the context back; asking afterwards is no use."""
-        if self.context:
-            _call(self.driver, "cuDevicePrimaryCtxRelease_v2", self.device)
-            self.context = ctypes.c_void_p()
 
 
 def tensorrt_version(major: int) -> str:

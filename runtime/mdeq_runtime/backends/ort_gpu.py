@@ -20,7 +20,6 @@ from edge_mdeq.bundle import Bundle, Manifest, TensorSpec
 from edge_mdeq.errors import BundleError, DeviceError, MemoryLimitError, require
 from mdeq_runtime.backends import Answer
 from mdeq_runtime.backends.engine_cache import EngineCache
-from mdeq_runtime.backends.nvidia import DeviceMemory
 from mdeq_runtime.backends.ort import OrtBackend, Values, over_share
 from mdeq_runtime.backends.places import CPU, Place, require_provider, share_arena
 
@@ -183,6 +182,7 @@ class OrtGpuBackend(OrtBackend):
     Raises:
         MissingExtraError: ONNX Runtime is not installed.
         DeviceError: there is no such GPU.
+        ConfigError: the process already uses it under another limit.
         BundleError: see ``OrtBackend``.
     """
 
@@ -197,10 +197,8 @@ class OrtGpuBackend(OrtBackend):
         self.ort = require("onnxruntime", "onnxruntime-gpu", "running a bundle on a GPU")
         super().__init__(bundle, profile)
         self.name = f"ONNX Runtime, {place.name}"
-        self.place, self.limit, self.engines = place, limit, engines
-        self.memory = DeviceMemory(place.index) if place.on_device else None
-        if place.on_device:
-            share_arena(self.ort, place, limit)
+        self.place, self.engines = place, engines
+        self.memory = share_arena(self.ort, place.index, limit) if place.on_device else None
 
     def open(self, graph: str) -> Any:
         path = self.bundle.file(graph)
@@ -268,13 +266,8 @@ class OrtGpuBackend(OrtBackend):
         )
 
     def device_bytes(self) -> int:
-        """What was taken of the device since this was made; see ``DeviceMemory``."""
-        return self.memory.taken() if self.memory is not None and not self.closed else 0
-
-    def close(self) -> None:
-        super().close()
-        if self.memory is not None:
-            self.memory.close()
+        """What this process has taken of the device, with all its models; see ``DeviceMemory``."""
+        return self.memory.taken() if self.memory is not None else 0
 
 
 def running(session: Any) -> set[str]:

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from edge_mdeq.errors import ConfigError, DeviceError
+from mdeq_runtime.backends.nvidia import DeviceMemory
 
 __all__ = [
     "CPU",
@@ -111,33 +112,35 @@ def cuda_options(half: bool, index: int, limit: int | None) -> dict[str, Any]:
     return options if limit is None else options | {"gpu_mem_limit": limit}
 
 
-SHARED: dict[int, int | None] = {}  # the limit of each device's arena
+SHARED: dict[int, tuple[int | None, DeviceMemory]] = {}  # each device's arena: its limit, its use
 
 
-def share_arena(ort: Any, place: Place, limit: int | None) -> None:
+def share_arena(ort: Any, index: int, limit: int | None) -> DeviceMemory:
     """One arena for all sessions on a device, made once and kept; its first limit holds.
 
+    Returns:
+        What has been taken of the device since just before it was made.
+
     Raises:
-        ConfigError: another limit than that.
+        DeviceError: there is no such device.
+        ConfigError: another limit than the first.
     """
-    if place.index in SHARED:
-        if SHARED[place.index] != limit:
-            raise ConfigError(
-                f"this process already uses GPU {place.index} under the limit "
-                f"{SHARED[place.index]}, which cannot become {limit}; open all models under the "
-                "same one, or in processes of their own"
-            )
-        return
-    kind, memory = ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR, ort.OrtMemType.DEFAULT
-    settings = {"max_mem": limit or 0, "arena_extend_strategy": EXTEND_AS_REQUESTED}
-    options = {name: str(value) for name, value in cuda_options(False, place.index, limit).items()}
-    ort.create_and_register_allocator_v2(
-        CUDA,
-        ort.OrtMemoryInfo("Cuda", kind, place.index, memory),
-        options,
-        ort.OrtArenaCfg(settings),
-    )
-    SHARED[place.index] = limit
+    if index not in SHARED:
+        memory = DeviceMemory(index)
+        kind, where = ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR, ort.OrtMemType.DEFAULT
+        settings = {"max_mem": limit or 0, "arena_extend_strategy": EXTEND_AS_REQUESTED}
+        options = {name: str(value) for name, value in cuda_options(False, index, limit).items()}
+        ort.create_and_register_allocator_v2(
+            CUDA, ort.OrtMemoryInfo("Cuda", kind, index, where), options, ort.OrtArenaCfg(settings)
+        )
+        SHARED[index] = limit, memory
+    first, memory = SHARED[index]
+    if first != limit:
+        raise ConfigError(
+            f"this process uses GPU {index} under the limit {first}, which cannot become {limit}; "
+            "open all models under the same one, or in processes of their own"
+        )
+    return memory
 
 
 def require_provider(ort: Any, provider: str) -> None:
