@@ -62,7 +62,7 @@ def test_two_thousand_frames_of_a_tiny_model(segmenter_bundle: Path, tmp_path: P
     clip = write_clip(tmp_path / "clip.avi")
     found = soak(
         "--bundle", str(segmenter_bundle), "--clip", str(clip), "--frames", "2000",
-        "--every", "100", "--iterations", "2",
+        "--every", "100", "--deadline-ms", "0.001",
     )  # fmt: skip
     assert_flat(found, 2000)
     assert found["cold"]["first_frame"] == 1
