@@ -11,7 +11,7 @@ from typing import NoReturn
 import typer
 
 from edge_mdeq import __version__
-from edge_mdeq.cli import export, import_, inspect, run, train, tune, unroll, val
+from edge_mdeq.cli import doctor, export, import_, inspect, run, train, tune, unroll, val
 from edge_mdeq.cli.console import INTERRUPTED, fail
 from edge_mdeq.cli.greedy import spread
 from edge_mdeq.errors import EdgeMdeqError
@@ -65,6 +65,7 @@ app.command("unroll")(unroll.unroll)
 app.command("inspect")(inspect.inspect)
 app.command("val")(val.val)
 app.command("run")(run.run)
+app.command("doctor")(doctor.doctor)
 
 
 def main() -> None:
