@@ -101,8 +101,8 @@ def orin(tmp_path: Path) -> Path:
         {
             "proc/device-tree/model": "NVIDIA Jetson Orin Nano Developer Kit\0",
             "proc/device-tree/compatible": "nvidia,p3768\0nvidia,tegra234\0",
-            "etc/nv_tegra_release": "# R36 (release), REVISION: 4.3, GCID: 38968081",  # noqa: E501
-            "etc/nvpmodel.conf": MODES,  # noqa: E501
+            "etc/nv_tegra_release": "# R36 (release), REVISION: 4.3, GCID: 38968081",
+            "etc/nvpmodel.conf": MODES,
             "var/lib/nvpmodel/status": "pmode:0000 fmode:quiet",
             "etc/group": "root:x:0:\nvideo:x:44:gdm\n",
             "proc/meminfo": MEMINFO.format(total=7802000, free=5000000, swap=0),
