@@ -6,8 +6,11 @@ import logging
 from dataclasses import dataclass
 from typing import Protocol
 
+import numpy as np
+
 from edge_mdeq.bundle import Manifest, Profile
-from edge_mdeq.errors import ConfigError, MemoryLimitError, require
+from edge_mdeq.errors import ConfigError, MemoryLimitError
+from edge_mdeq.fitting import resize
 from mdeq_runtime.backends import PredictsMemory
 from mdeq_runtime.memory import peak_resident_bytes, resident_bytes, trim
 from mdeq_runtime.planner import MIB, Choice, buffer_bytes, choices, parse_bytes, pick
@@ -59,7 +62,7 @@ class Budget:
 
     def __init__(self, limit: str | int, backend: object) -> None:
         self.limit = parse_bytes(limit)
-        require("cv2", "camera", "fitting frames")  # or it would come later and not be counted
+        touch_resizing()
         base = resident_bytes()
         if base is None:
             raise ConfigError("a memory limit needs /proc, which this system lacks; leave it out")
@@ -155,3 +158,11 @@ class Budget:
         """Predicted and measured so far."""
         peak = peak_resident_bytes()
         return MemoryReport(self.limit, self.predicted, peak, tuple(self.given_up))
+
+
+def touch_resizing() -> None:
+    """Bring in the code that fits frames: 8 MB where the kernel maps files by large pages.
+
+    It would come with the first frame otherwise, and not be counted with what is there already.
+    """
+    resize(np.zeros((4, 4, 3), np.uint8), 2, 2, "area")

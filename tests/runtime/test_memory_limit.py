@@ -294,7 +294,7 @@ def test_an_accepted_limit_is_kept_when_the_kernel_enforces_it(what: str) -> Non
         assert done.returncode == 0, done.stderr
         assert json.loads(done.stdout)[2] == []
         half: Sequence[str] = [RUN.replace("memory_limit=limit", ""), *arguments[1:]]
-    with memory_group(limit // 3) as processes:  # the group does enforce it
+    with memory_group(16 * MIB) as processes:  # the group does enforce it
         command[2] = f'echo $$ > {processes} && exec "$@"'
         assert subprocess.run([*command, *half], capture_output=True).returncode == -9
 

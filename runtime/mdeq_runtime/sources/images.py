@@ -13,6 +13,7 @@ from mdeq_runtime.sources.base import Source
 
 __all__ = ["IMAGE_SUFFIXES", "ImageFiles", "images_among"]
 
+DECODERS = 6_000_000  # bytes of their code and their tables
 IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 
 
@@ -53,6 +54,10 @@ class ImageFiles(Source):
         frame = Frame(self._decode(path), self._index, float(self._index))
         self._index += 1
         return frame
+
+    def holding(self) -> int:
+        """The decoders; how large the images are is not known before they are read."""
+        return DECODERS
 
     def close(self) -> None:
         """Forget the images that are left."""
