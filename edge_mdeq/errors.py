@@ -12,6 +12,7 @@
     ├── SinkError            an output that cannot be written
     ├── FrameError           a frame of a type or shape that a model cannot take
     ├── DeviceError          a GPU that is absent, or whose software does not do what is asked
+    │   └── EngineError      ... or an engine that is missing, of another device, or not to be built
     ├── MemoryLimitError     a model that does not fit into its memory limit, or outgrew it
     ├── SessionError         a session that was closed, or asked for what its bundle lacks
     └── MissingExtraError    a feature whose optional dependency is not installed
@@ -30,6 +31,7 @@ __all__ = [
     "DataError",
     "DeviceError",
     "EdgeMdeqError",
+    "EngineError",
     "ExportError",
     "FrameError",
     "MemoryLimitError",
@@ -98,6 +100,10 @@ class MemoryLimitError(EdgeMdeqError):
 
 class DeviceError(EdgeMdeqError):
     """A GPU that is absent, or whose software is missing or does not do what is asked."""
+
+
+class EngineError(DeviceError):
+    """A TensorRT engine that is missing, belongs to another device, or cannot be built."""
 
 
 class SessionError(EdgeMdeqError):

@@ -1,0 +1,15 @@
+"""NVIDIA's TensorRT, without ONNX Runtime: engines built for a device, and run through pycuda.
+
+    versions   which TensorRT there is, and what each version wants said differently
+    network    a graph as TensorRT's parser reads it
+    builder    ... and as its compiler makes an engine of it
+    listening  what a build says while it lasts
+    child      one build in a process of its own
+    workshop   the builds of a bundle, watched: memory, progress, Ctrl-C
+    identity   what an engine depends on
+    engines    where engines lie, and which of them fit
+    device     CUDA: context, stream, memory
+    backend    runs engines as the session's backend
+
+Importing any of these imports neither TensorRT nor pycuda.
+"""
