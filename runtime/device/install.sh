@@ -283,7 +283,7 @@ examine() {
     }
     say "installed: $command"
     shown=${bundle:-NAME.mdeq}
-    if wants_tensorrt; then say "next: $command engine $shown --half"; fi
+    if wants_tensorrt; then say "next: $command engine $shown"; fi
     say "then: $command run $shown v4l2:///dev/video0 --headless"
 }
 
