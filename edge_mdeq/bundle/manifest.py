@@ -193,6 +193,16 @@ class Profile:
         return max((parts.residual_floor or 0.0 for parts in self.parts), default=0.0)
 
     @property
+    def graphs(self) -> tuple[str, ...]:
+        """Every graph that runs: pieces are only there to compose further ones."""
+        parts = [
+            name
+            for part in self.parts
+            for name in (part.inject, *(rung.graph for rung in part.advance), part.readout)
+        ]
+        return (*(rung.graph for rung in self.rungs), *parts)
+
+    @property
     def files(self) -> tuple[str, ...]:
         """Every file that is named here."""
         own = (*(w.file for w in self.weights), *(r.graph for r in self.rungs))

@@ -11,7 +11,7 @@ from typing import NoReturn
 import typer
 
 from edge_mdeq import __version__
-from edge_mdeq.cli import doctor, export, import_, inspect, run, train, tune, unroll, val
+from edge_mdeq.cli import doctor, engine, export, import_, inspect, run, train, tune, unroll, val
 from edge_mdeq.cli.console import INTERRUPTED, fail
 from edge_mdeq.cli.greedy import spread
 from edge_mdeq.errors import EdgeMdeqError
@@ -24,6 +24,7 @@ LEFT = {
     "tune": "--resume goes on from the last checkpoint",
     "export": "a bundle is written whole or not at all",  # the last moment may be too late
     "unroll": "the bundle is whole, as it was or with all rungs",
+    "engine": "engines that were done are kept, and the bundle is as it was",
 }
 GREEDY = {  # options that take all their values after one name, and what is a value
     "--iterations": str.isdecimal,
@@ -62,6 +63,7 @@ app.command("tune")(tune.tune)
 app.command("import")(import_.import_checkpoint)
 app.command("export")(export.export)
 app.command("unroll")(unroll.unroll)
+app.command("engine")(engine.engine)
 app.command("inspect")(inspect.inspect)
 app.command("val")(val.val)
 app.command("run")(run.run)

@@ -19,10 +19,7 @@ def counted(profile: Profile, root: Path) -> Profile:
 
     Those with operators whose shapes onnx cannot infer are left out.
     """
-    parts = [name for part in profile.parts for name in (part.inject, part.readout)]
-    rungs = [*profile.rungs, *(rung for part in profile.parts for rung in part.advance)]
-    names = [*(rung.graph for rung in rungs), *parts]
-    costs = {name: graph_cost(root / name) for name in names}
+    costs = {name: graph_cost(root / name) for name in profile.graphs}
     return replace(profile, costs={name: cost for name, cost in costs.items() if cost is not None})
 
 

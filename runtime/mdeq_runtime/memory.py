@@ -7,27 +7,39 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-__all__ = ["limit_heaps", "peak_resident_bytes", "resident_bytes", "returning_blocks", "trim"]
+__all__ = [
+    "available_bytes",
+    "limit_heaps",
+    "peak_resident_bytes",
+    "resident_bytes",
+    "returning_blocks",
+    "trim",
+]
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8  # <malloc.h>
 SMALL, LARGE = 2**16, 2**24  # bytes
 
-STATUS = Path("/proc/self/status")
+PROC = Path("/proc")
 
 
-def resident_bytes() -> int | None:
-    """Resident memory now (VmRSS) in bytes."""
-    return _field("VmRSS")
+def resident_bytes(pid: int | None = None) -> int | None:
+    """Resident memory now (VmRSS) in bytes, of this process or of another."""
+    return _field("self/status" if pid is None else f"{pid}/status", "VmRSS")
 
 
 def peak_resident_bytes() -> int | None:
     """Largest resident memory since the process started (VmHWM) in bytes."""
-    return _field("VmHWM")
+    return _field("self/status", "VmHWM")
 
 
-def _field(name: str) -> int | None:
+def available_bytes() -> int | None:
+    """What the machine could still give to a process (MemAvailable) in bytes."""
+    return _field("meminfo", "MemAvailable")
+
+
+def _field(file: str, name: str) -> int | None:
     try:
-        lines = STATUS.read_text().splitlines()
+        lines = (PROC / file).read_text().splitlines()
     except OSError:
         return None
     for line in lines:

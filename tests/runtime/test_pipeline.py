@@ -361,6 +361,6 @@ def test_memory_is_measured_in_bytes() -> None:
 
 
 def test_memory_is_unknown_without_proc(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr("mdeq_runtime.memory.STATUS", tmp_path / "none")
+    monkeypatch.setattr("mdeq_runtime.memory.PROC", tmp_path / "none")
     assert resident_bytes() is None
     assert peak_resident_bytes() is None

@@ -15,11 +15,12 @@ import importlib.util
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from edge_mdeq.errors import ConfigError, DeviceError, MissingExtraError
 
-__all__ = ["Flavour", "find_flavour", "flavour_of", "installed"]
+__all__ = ["Flavour", "Release", "find_flavour", "find_release", "flavour_of", "installed"]
 
 TENSORRT, RTX = "tensorrt", "tensorrt_rtx"
 OLDEST = (8, 6)
@@ -31,18 +32,25 @@ HELP = {
 
 
 @dataclass(frozen=True)
-class Flavour:
-    """A TensorRT.
+class Release:
+    """A version of TensorRT, whether or not it is imported.
 
     Attributes:
-        module: ``tensorrt`` or ``tensorrt_rtx``.
-        numbers: its version, such as (10, 3, 0).
+        numbers: such as (10, 3, 0).
         rtx: whether it is TensorRT for RTX.
     """
 
-    module: Any
     numbers: tuple[int, ...]
-    rtx: bool = False
+    rtx: bool
+
+    def __post_init__(self) -> None:
+        known = (1,) if self.rtx else (8, 10, 11)
+        old = not self.rtx and self.numbers < OLDEST
+        if not self.numbers or self.numbers[0] not in known or old:
+            raise DeviceError(
+                f"TensorRT {self.version or 'of no version'} is none that edge-mdeq knows: it "
+                "takes 8.6, 10.x and 11.x, and TensorRT for RTX 1.x"
+            )
 
     @property
     def version(self) -> str:
@@ -62,6 +70,17 @@ class Flavour:
     def weakly_typed(self) -> bool:
         """Whether precision is a matter of builder flags, not of the graph."""
         return not self.rtx and self.numbers[0] < 10
+
+
+@dataclass(frozen=True)
+class Flavour(Release):
+    """An imported TensorRT.
+
+    Attributes:
+        module: ``tensorrt`` or ``tensorrt_rtx``.
+    """
+
+    module: Any
 
     @property
     def has_monitor(self) -> bool:
@@ -126,24 +145,48 @@ def installed(names: Sequence[str] = (TENSORRT, RTX)) -> tuple[str, ...]:
     return tuple(name for name in names if importlib.util.find_spec(name) is not None)
 
 
-def find_flavour(rtx: bool | None = None) -> Flavour:
-    """The TensorRT that is installed.
+def find_release(rtx: bool | None = None) -> Release:
+    """The version of the TensorRT that is installed, without importing it, which takes a while.
 
     Args:
         rtx: whether it is to be TensorRT for RTX; None: TensorRT where it is, else that for RTX.
 
     Raises:
         MissingExtraError: it is not installed.
+        DeviceError: it is too old, or cannot be imported where that alone tells its version.
+    """
+    name = find_module(rtx)
+    spec = importlib.util.find_spec(name)
+    beside = Path(spec.origin).parent.parent if spec and spec.origin else Path()
+    for folder in beside.glob(f"{name}*.dist-info"):
+        if found := re.match(rf"{name}(_cu\d+)?(_bindings)?-([\d.]+)\.dist-info", folder.name):
+            return Release(numbers_of(found[3]), name == RTX)
+    return find_flavour(rtx)
+
+
+def find_flavour(rtx: bool | None = None) -> Flavour:
+    """The TensorRT that is installed, imported.
+
+    Args:
+        rtx: as in ``find_release``.
+
+    Raises:
+        MissingExtraError: it is not installed.
         DeviceError: it is, but cannot be imported, or is too old.
     """
+    name = find_module(rtx)
+    try:
+        return flavour_of(importlib.import_module(name), name == RTX)
+    except (ImportError, OSError, AttributeError) as error:
+        raise DeviceError(
+            f"{name} is installed but cannot be imported ({error}); {HELP[name]}"
+        ) from error
+
+
+def find_module(rtx: bool | None) -> str:
     wanted = (TENSORRT, RTX) if rtx is None else (RTX if rtx else TENSORRT,)
     for name in installed(wanted):
-        try:
-            return flavour_of(importlib.import_module(name), name == RTX)
-        except (ImportError, OSError, AttributeError) as error:
-            raise DeviceError(
-                f"{name} is installed but cannot be imported ({error}); {HELP[name]}"
-            ) from error
+        return name
     what = "TensorRT for RTX" if rtx else "TensorRT"
     raise MissingExtraError(f"{what} is not installed: {HELP[wanted[0]]}")
 
@@ -154,12 +197,9 @@ def flavour_of(module: Any, rtx: bool = False) -> Flavour:
     Raises:
         DeviceError: older than 8.6, or of no known version.
     """
-    version = str(module.__version__)
-    numbers = tuple(int(number) for number in re.findall(r"\d+", version)[:3])
-    known = (1,) if rtx else (8, 10, 11)
-    if not numbers or numbers[0] not in known or (not rtx and numbers < OLDEST):
-        raise DeviceError(
-            f"TensorRT {version} is none that edge-mdeq knows: it takes 8.6, 10.x and 11.x, and "
-            "TensorRT for RTX 1.x"
-        )
-    return Flavour(module, numbers, rtx)
+    return Flavour(numbers_of(str(module.__version__)), rtx, module)
+
+
+def numbers_of(version: str) -> tuple[int, ...]:
+    """The first three numbers of a version."""
+    return tuple(int(number) for number in re.findall(r"\d+", version)[:3])

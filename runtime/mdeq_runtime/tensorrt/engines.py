@@ -1,0 +1,206 @@
+"""Where a bundle's engines lie: ``engines/<fingerprint>/NAME.engine``, and beside it ``NAME.json``.
+
+They lie in the bundle, or in the user's cache where the bundle cannot be written to. The engine is
+the plain file that ``trtexec --loadEngine`` takes; the JSON says what it was built from and for,
+and its hash. What lacks the JSON, or does not agree with it, is not used.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from edge_mdeq.bundle import Bundle
+from edge_mdeq.bundle.reader import hash_file
+from edge_mdeq.errors import EngineError
+from edge_mdeq.files import write_atomic
+from mdeq_runtime.backends.engine_cache import engine_roots
+from mdeq_runtime.tensorrt.identity import Identity, differences
+
+__all__ = ["EngineRecord", "EngineStore"]
+
+RECORD_LIMIT = 2**20  # bytes; far above any real one
+
+
+@dataclass(frozen=True)
+class EngineRecord:
+    """What stands beside an engine.
+
+    Attributes:
+        graph: the bundle's graph that it was built from.
+        sources: SHA-256 of that graph and of the weights that it uses.
+        sha256, bytes: of the engine.
+        identity: what it was built for.
+        settings: that the compiler was given.
+        measured: what the build took: seconds, peak_bytes, layers.
+    """
+
+    graph: str
+    sources: str
+    sha256: str
+    bytes: int
+    identity: Identity
+    settings: dict[str, Any] = field(default_factory=dict)
+    measured: dict[str, float] = field(default_factory=dict)
+
+
+class EngineStore:
+    """The engines of one profile of a bundle.
+
+    Args:
+        bundle: the opened bundle.
+        profile: which of its profiles.
+        identity: of this device and its software, or of those that are built for.
+        cache: where else to keep engines than in the bundle; None: the bundle, and the user's cache
+            where that cannot be written to.
+    """
+
+    def __init__(
+        self, bundle: Bundle, profile: str, identity: Identity, cache: Path | None = None
+    ) -> None:
+        self.bundle, self.identity = bundle, identity
+        self.profile = bundle.profile(profile)
+        self.roots = tuple(self.own(root) for root in engine_roots(bundle.path, cache))
+
+    def own(self, root: Path) -> Path:
+        """``root``, or this bundle's folder in it where bundles share it."""
+        if root.parent == self.bundle.path:
+            return root
+        files = self.bundle.manifest.files
+        digest = hashlib.sha256(" ".join(sorted(e.sha256 for e in files.values())).encode())
+        return root / f"{self.bundle.manifest.name}-{digest.hexdigest()[:12]}"
+
+    @property
+    def folder(self) -> Path:
+        """Where a new engine goes: the first root that can be written to; it is made if needed.
+
+        Raises:
+            EngineError: none can be.
+        """
+        problems = []
+        for root in self.roots:
+            folder = root / self.identity.fingerprint
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                problems.append(f"{root}: {error.strerror}")
+                continue
+            if os.access(folder, os.W_OK):
+                return folder
+            problems.append(f"{root}: not writable")
+        raise EngineError(
+            f"engines cannot be kept anywhere ({'; '.join(problems)}); name a folder with --cache"
+        )
+
+    def sources(self, graph: str) -> str:
+        """What an engine is built from, as hashes."""
+        files = self.bundle.manifest.files
+        weights = sorted(files[weights.file].sha256 for weights in self.profile.weights)
+        return " ".join([files[graph].sha256, *weights])
+
+    def find(self, graph: str) -> Path:
+        """The engine of a graph that fits this device, its hash checked.
+
+        Raises:
+            EngineError: there is none; with every difference of those that are there.
+        """
+        reasons = []
+        for path in self.candidates(graph):
+            why = self.unfit(graph, path)
+            if not why:
+                return path
+            reasons.append(f"  {path}: {why}")
+        build = f"edge-mdeq engine {self.bundle.path}"
+        if reasons:
+            raise EngineError(
+                f"no engine of {graph} fits this device:\n{os.linesep.join(reasons)}\n"
+                f"Build it anew: {build}"
+            )
+        raise EngineError(f"{graph} has no engine for this device; build it: {build}")
+
+    def candidates(self, graph: str) -> list[Path]:
+        """Engines of that name, those in this device's own folder first."""
+        name = engine_name(graph)
+        found = [path for root in self.roots for path in sorted(root.glob(f"*/{name}"))]
+        return sorted(found, key=lambda path: path.parent.name != self.identity.fingerprint)
+
+    def unfit(self, graph: str, path: Path) -> str:
+        """Why an engine is not to be used; "" if it is."""
+        try:
+            record = read_record(path.with_suffix(".json"))
+        except EngineError as error:
+            return str(error)
+        wrong = differences(record.identity, self.identity)
+        if record.graph != graph or record.sources != self.sources(graph):
+            wrong.append("built from other weights, or another graph")
+        if wrong:
+            return "; ".join(wrong)
+        size = path.stat().st_size
+        if size != record.bytes:
+            return f"{size} bytes instead of {record.bytes}: cut short, or altered"
+        if hash_file(path) != record.sha256:
+            return "altered since it was built"
+        return ""
+
+    def has(self, graph: str) -> bool:
+        """Whether ``find`` would succeed."""
+        return any(not self.unfit(graph, path) for path in self.candidates(graph))
+
+    def record(
+        self, graph: str, path: Path, settings: dict[str, Any], measured: dict[str, float]
+    ) -> EngineRecord:
+        """Write down what a new engine is; only then is it used."""
+        record = EngineRecord(
+            graph=graph,
+            sources=self.sources(graph),
+            sha256=hash_file(path),
+            bytes=path.stat().st_size,
+            identity=self.identity,
+            settings=settings,
+            measured=measured,
+        )
+        write_atomic(
+            path.with_suffix(".json"), json.dumps(asdict(record), indent=2).encode() + b"\n"
+        )
+        return record
+
+    def path(self, graph: str) -> Path:
+        """Where a new engine of ``graph`` goes."""
+        return self.folder / engine_name(graph)
+
+    def tidy(self) -> None:
+        """Remove what builds that were killed have left."""
+        for root in self.roots:
+            for left in root.glob("*/.*.tmp"):
+                number = left.name.rsplit(".", 2)[-2]
+                if number.isdecimal() and not Path("/proc", number).exists():
+                    with suppress(OSError):
+                        left.unlink()
+
+
+def engine_name(graph: str) -> str:
+    """``graphs/tensorrt-10/solve-k2.onnx``'s is ``solve-k2.engine``."""
+    return Path(graph).with_suffix(".engine").name
+
+
+def read_record(path: Path) -> EngineRecord:
+    """What stands beside an engine.
+
+    Raises:
+        EngineError: nothing does, or it makes no sense.
+    """
+    try:
+        if path.stat().st_size > RECORD_LIMIT:
+            raise EngineError(f"{path.name} is no record of an engine")
+        return msgspec.json.decode(path.read_bytes(), type=EngineRecord)
+    except OSError as error:
+        raise EngineError(f"{path.name} cannot be read ({error.strerror})") from error
+    except msgspec.MsgspecError as error:
+        raise EngineError(f"{path.name} is no record of an engine ({error})") from error

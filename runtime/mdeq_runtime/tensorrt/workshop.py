@@ -1,0 +1,226 @@
+"""The builds of a bundle: one after the other, each in a child that is watched.
+
+The smallest graph comes first, so that a device on which a large one cannot be built still has the
+small ones. An engine takes its place only when it is whole: a build that fails, is killed or is
+interrupted leaves what was there.
+"""
+
+from __future__ import annotations
+
+import queue
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import IO
+
+import msgspec
+
+from edge_mdeq import errors
+from edge_mdeq.bundle import Profile
+from edge_mdeq.errors import ConfigError, EngineError
+from edge_mdeq.files import replacing
+from mdeq_runtime.memory import available_bytes, resident_bytes
+from mdeq_runtime.policies import FixedIterations, Policy
+from mdeq_runtime.solving import fixed_chains
+from mdeq_runtime.tensorrt.builder import BuildSettings
+from mdeq_runtime.tensorrt.child import Event, Job
+from mdeq_runtime.tensorrt.engines import EngineRecord, EngineStore
+from mdeq_runtime.tensorrt.versions import Flavour
+
+__all__ = ["Workshop", "in_fp16", "needed", "smallest_first"]
+
+MIB = 2**20
+LOOK_S = 0.05  # between two looks at a build's memory
+SPARE = 64 * MIB  # that a build leaves to the rest of the machine
+TIMINGS = "timing.cache"
+
+
+@dataclass
+class Workshop:
+    """Builds engines into a store.
+
+    Attributes:
+        store: where they go; its identity is what is built for.
+        rtx: whether with TensorRT for RTX.
+        settings: for the compiler.
+        limit: bytes of resident memory that a build may take; None: what the machine has.
+        niceness: of the builds.
+        timings: the timing cache; None: beside the engines.
+        report: hears what each build says.
+    """
+
+    store: EngineStore
+    rtx: bool
+    settings: BuildSettings
+    limit: int | None = None
+    niceness: int = 10
+    timings: Path | None = None
+    report: Callable[[str, Event], None] = lambda graph, event: None
+    said: list[str] = field(default_factory=list)  # TensorRT's complaints in this build
+
+    def build(self, graph: str) -> EngineRecord:
+        """Build the engine of one of the bundle's graphs and put it into its place.
+
+        Raises:
+            BundleError: the graph or its weights are missing or altered.
+            EngineError: it could not be built; what was there before still is.
+            ConfigError: settings that this TensorRT does not have.
+        """
+        bundle, path = self.store.bundle, self.store.path(graph)
+        for weights in self.store.profile.weights:
+            bundle.file(weights.file)
+        source = bundle.file(graph)
+        self.said.clear()
+        try:
+            with replacing(path) as temporary:
+                event = self.run(self.job(source, temporary, path), graph)
+        except OSError as error:
+            raise EngineError(f"{path} could not be written: {error.strerror}") from error
+        return self.store.record(graph, path, asdict(self.settings), dict(event.measured))
+
+    def job(self, source: Path, temporary: Path, path: Path) -> Job:
+        kept = self.timings or path.with_name(TIMINGS)
+        timings = None if self.rtx else str(kept)
+        layers = str(path.with_suffix(".layers.json"))
+        return Job(
+            str(source), str(temporary), layers, timings, self.rtx, self.settings, self.niceness
+        )
+
+    def run(self, job: Job, graph: str) -> Event:
+        """Do a job in a child; its last word, which is that it has built.
+
+        Raises:
+            EngineError: it has not.
+        """
+        with child(job) as (process, events):
+            last = None
+            while True:
+                try:
+                    event = events.get(timeout=LOOK_S)
+                except queue.Empty:
+                    self.look(process, graph)
+                    continue
+                if event is None:
+                    break
+                last = event
+                if event.kind == "said":
+                    self.said.append(f"{event.severity}: {event.text}")
+                self.report(graph, event)
+                self.look(process, graph)
+            status = process.wait()
+        if last is not None and last.kind == "built":
+            return last
+        if last is not None and last.kind == "error":
+            kind = getattr(errors, last.severity, EngineError)
+            raise kind("\n".join([last.text, *self.complaints()]))
+        raise EngineError("\n".join([died(graph, status), *self.complaints()]))
+
+    def look(self, process: subprocess.Popen[bytes], graph: str) -> None:
+        """Stop a build that takes more than it may, before the kernel stops something else."""
+        size = resident_bytes(process.pid) or 0
+        left = available_bytes()
+        if self.limit is not None and size > self.limit:
+            why = f"took {size / MIB:.0f} MiB, its limit is {self.limit / MIB:.0f} MiB"
+        elif left is not None and left < SPARE:
+            why = f"took {size / MIB:.0f} MiB and left the machine {left / MIB:.0f} MiB"
+        else:
+            return
+        process.kill()
+        raise EngineError(f"the build of {graph} {why}, and was stopped. {smaller(graph)}")
+
+    def complaints(self) -> list[str]:
+        return [f"  TensorRT {line}" for line in self.said[-8:]]
+
+
+@contextmanager
+def child(job: Job) -> Iterator[tuple[subprocess.Popen[bytes], queue.Queue[Event | None]]]:
+    """A process that does ``job``, and what it says, None at the end; it does not outlive this."""
+    command = [sys.executable, "-m", "mdeq_runtime.tensorrt.child"]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True
+    ) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        events: queue.Queue[Event | None] = queue.Queue()
+        reader = threading.Thread(target=read, args=(process.stdout, events), daemon=True)
+        reader.start()
+        try:
+            process.stdin.write(msgspec.json.encode(job))
+            process.stdin.close()
+            yield process, events
+        finally:
+            process.kill()
+            process.wait()
+            reader.join()
+
+
+def read(lines: IO[bytes], events: queue.Queue[Event | None]) -> None:
+    for line in lines:
+        events.put(msgspec.json.decode(line, type=Event))
+    events.put(None)
+
+
+def died(graph: str, status: int) -> str:
+    """What a child that ended without a word may have died of."""
+    if status == -signal.SIGKILL:
+        return (
+            f"the build of {graph} was killed, most likely by the kernel because memory ran out. "
+            f"{smaller(graph)}"
+        )
+    how = f"signal {signal.Signals(-status).name}" if status < 0 else f"status {status}"
+    return f"the build of {graph} ended with {how} before its engine was done"
+
+
+def smaller(graph: str) -> str:
+    """What to try on a device where a build does not fit."""
+    return (
+        "Compiling takes more memory the more evaluations a graph unrolls, while its engine is "
+        "hardly larger: build a smaller rung (--iterations 1), which the runtime repeats; close "
+        "other programs; or add swap"
+    )
+
+
+def in_fp16(flavour: Flavour, profile: Profile, half: bool) -> bool:
+    """Whether the builder's flag for FP16 is to be set: where it is one, and is asked for.
+
+    Raises:
+        ConfigError: precision lies in the graph, and the bundle's graphs are in single precision.
+    """
+    if flavour.weakly_typed:
+        return half or "FP16" in profile.flags
+    if half and all(weights.precision == "fp32" for weights in profile.weights):
+        raise ConfigError(
+            f"for {flavour.name} precision lies in the graph, and these are in FP32: export the "
+            f"bundle again with --half --target {flavour.profile}"
+        )
+    return False
+
+
+def needed(profile: Profile, policies: Sequence[Policy], carry: bool = True) -> list[str]:
+    """The graphs that sessions with these policies run, smallest first; no others.
+
+    Raises:
+        SessionError: counts that cannot be made of the profile's rungs.
+    """
+    graphs = set[str]()
+    for policy in policies:
+        if isinstance(policy, FixedIterations):
+            warm, cold = fixed_chains(profile.rungs, policy, carry)
+            graphs |= {rung.graph for rung in (*warm, *cold)}
+        elif profile.parts:
+            parts = profile.parts[0]
+            single = min(parts.advance, key=lambda rung: rung.evaluations)
+            graphs |= {parts.inject, single.graph, parts.readout}
+    return smallest_first(profile, graphs)
+
+
+def smallest_first(profile: Profile, graphs: Iterable[str]) -> list[str]:
+    """In the order in which they are likely to fit: by how much there is to compile."""
+    evaluations = {rung.graph: rung.evaluations for rung in profile.rungs}
+    evaluations |= {r.graph: r.evaluations for part in profile.parts for r in part.advance}
+    return sorted(graphs, key=lambda graph: (evaluations.get(graph, 0), graph))
