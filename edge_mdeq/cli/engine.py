@@ -77,11 +77,16 @@ def engine(
     """Build TensorRT engines of a bundle for this device."""
     from edge_mdeq.bundle import open_bundle
     from mdeq_runtime.planner import parse_bytes
-    from mdeq_runtime.tensorrt.builder import BuildSettings
     from mdeq_runtime.tensorrt.engines import EngineStore
     from mdeq_runtime.tensorrt.identity import identify
+    from mdeq_runtime.tensorrt.settings import (
+        BuildSettings,
+        in_fp16,
+        needed,
+        smallest_first,
+    )
     from mdeq_runtime.tensorrt.versions import find_flavour
-    from mdeq_runtime.tensorrt.workshop import Workshop, in_fp16, needed, smallest_first
+    from mdeq_runtime.tensorrt.workshop import Workshop
 
     opened = open_bundle(bundle)
     flavour = find_flavour(True if rtx or capability else None)

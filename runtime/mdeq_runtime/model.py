@@ -43,8 +43,8 @@ class Model:
         threads: threads per graph, 0 for one per core.
         cache: a folder in which graphs are kept as this machine runs them: for ImageNet-small, of
             67 MB of weights, the process is 25 MB smaller, and most of it is mapped.
-        device: "cpu", "cuda", "tensorrt", or "auto": cuda where all that it needs is there, else
-            the CPU; see ``mdeq_runtime.backends.choose``.
+        device: "cpu", "cuda", "tensorrt", or "auto": engines that fit this device, else cuda where
+            all that it needs is there, else the CPU; see ``mdeq_runtime.backends.choose``.
         memory_limit: of the whole process, such as "256MiB" or a number of bytes. What does not fit
             is refused before anything is loaded, and the process is watched while frames are
             answered; see ``mdeq_runtime.budget``. The first model of a process sets it.
@@ -74,7 +74,10 @@ class Model:
             log.warning("%s: %s", self.manifest.name, warning)
         kept = None if cache is None else Path(cache)
         limit = None if memory_limit is None else parse_bytes(memory_limit)
-        self.backend, self.profile = open_backend(self.bundle, device, threads, kept, limit)
+        expected = (self.settings.policy,), self.settings.carry
+        self.backend, self.profile = open_backend(
+            self.bundle, device, threads, kept, limit, *expected
+        )
         self.budget: Budget | None = None
         if limit is not None:
             self.budget = Budget(limit, self.backend)

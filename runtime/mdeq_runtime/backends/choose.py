@@ -4,10 +4,12 @@
 |---|---|---|
 | cpu | onnxruntime, or any other build of it | ort-cpu, which every bundle has |
 | cuda | onnxruntime-gpu, CUDA, cuDNN, a GPU | ort-cuda |
-| tensorrt | the same, and TensorRT | tensorrt-8, -10 or -11, as that ONNX Runtime was built for |
-| auto | | cuda where all of it is there, else cpu |
+| tensorrt | TensorRT, pycuda, and engines that `edge-mdeq engine` built here | tensorrt-N |
+| | without them onnxruntime-gpu and TensorRT, whose first run builds some | tensorrt-N |
+| auto | | engines that fit, else cuda where all of it is there, else cpu |
 
-``auto`` never takes tensorrt: to build its engines takes minutes, and is for the user to ask for.
+``auto`` builds no engines: that takes minutes, and is for the user to ask for. Whatever makes it
+leave a GPU unused is logged, if the bundle or what is installed suggests that one was meant.
 """
 
 from __future__ import annotations
@@ -15,9 +17,11 @@ from __future__ import annotations
 import contextlib
 import difflib
 import hashlib
+import importlib.util
 import io
 import logging
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +30,7 @@ from edge_mdeq.errors import (
     BundleError,
     ConfigError,
     DeviceError,
+    MemoryLimitError,
     MissingExtraError,
     require,
 )
@@ -35,6 +40,8 @@ from mdeq_runtime.backends.nvidia import CudaDevice, find_device, tensorrt_versi
 from mdeq_runtime.backends.ort_cpu import OrtCpuBackend
 from mdeq_runtime.backends.ort_gpu import OrtGpuBackend
 from mdeq_runtime.backends.places import CUDA, TENSORRT, cuda, require_provider, tensorrt
+from mdeq_runtime.policies import Policy
+from mdeq_runtime.tensorrt.opening import open_engines
 
 __all__ = ["DEVICES", "open_backend"]
 
@@ -51,17 +58,20 @@ def open_backend(
     threads: int = 0,
     cache: Path | None = None,
     limit: int | None = None,
+    policies: Sequence[Policy] = (),
+    carry: bool = True,
 ) -> tuple[Backend, str]:
-    """What runs ``bundle`` on ``device``; no graph is loaded yet.
+    """What runs ``bundle`` on ``device``.
 
     Args:
         bundle: the opened bundle.
-        device: one of ``DEVICES``. "auto" says in the log why it leaves a GPU unused, if ONNX
-            Runtime's build for GPUs is installed.
+        device: one of ``DEVICES``.
         threads: threads per graph on the CPU, 0 for one per core.
         cache: a folder for graphs, or engines, as this machine runs them.
         limit: bytes that the process may take on the CPU, or that graphs may take of a GPU's
             memory.
+        policies, carry: of the sessions that are expected; engines are only chosen if they are
+            there for these, and can be loaded.
 
     Returns:
         The backend, and the name of the profile that it runs.
@@ -77,17 +87,27 @@ def open_backend(
         hint = f"; did you mean {near[0]!r}?" if near else ""
         raise ConfigError(f"unknown device {device!r}, known: {', '.join(DEVICES)}{hint}")
     if device == "auto":
-        return open_auto(bundle, threads, cache, limit)
+        return open_auto(bundle, threads, cache, limit, policies, carry)
     if device == "cuda":
         return open_cuda(bundle, limit)
     if device == "tensorrt":
-        return open_tensorrt(bundle, cache, limit)
+        return open_tensorrt(bundle, cache, limit, policies, carry)
     return OrtCpuBackend(bundle, threads, cache, limit), "ort-cpu"
 
 
 def open_auto(
-    bundle: Bundle, threads: int, cache: Path | None, limit: int | None
+    bundle: Bundle,
+    threads: int,
+    cache: Path | None,
+    limit: int | None,
+    policies: Sequence[Policy],
+    carry: bool,
 ) -> tuple[Backend, str]:
+    meant = any(name.startswith("tensorrt-") for name in bundle.manifest.profiles)
+    try:
+        return open_engines(bundle, policies, carry, cache, limit)
+    except (DeviceError, BundleError, MissingExtraError, MemoryLimitError) as error:
+        log.log(logging.WARNING if meant else logging.DEBUG, "not running on TensorRT: %s", error)
     ort = require("onnxruntime", "onnxruntime", "running a bundle")
     if CUDA in ort.get_available_providers():
         try:
@@ -107,7 +127,24 @@ def open_cuda(bundle: Bundle, limit: int | None) -> tuple[Backend, str]:
     return OrtGpuBackend(bundle, name, place, limit), name
 
 
-def open_tensorrt(bundle: Bundle, cache: Path | None, limit: int | None) -> tuple[Backend, str]:
+def open_tensorrt(
+    bundle: Bundle,
+    cache: Path | None,
+    limit: int | None,
+    policies: Sequence[Policy],
+    carry: bool,
+) -> tuple[Backend, str]:
+    """Engines of our own, or, where these cannot run, those that ONNX Runtime builds."""
+    try:
+        return open_engines(bundle, policies, carry, cache, limit)
+    except (DeviceError, BundleError, MissingExtraError) as error:
+        if not has_provider(TENSORRT):
+            raise
+        log.warning("running on ONNX Runtime's TensorRT: %s", error)
+    return open_ort_tensorrt(bundle, cache, limit)
+
+
+def open_ort_tensorrt(bundle: Bundle, cache: Path | None, limit: int | None) -> tuple[Backend, str]:
     ort = provider_of("tensorrt")
     gpu = find_device()
     major = built_for_tensorrt(ort)
@@ -129,6 +166,14 @@ def open_tensorrt(bundle: Bundle, cache: Path | None, limit: int | None) -> tupl
     folder = None if engines is None else engines.folder
     place = tensorrt("FP16" in profile.flags, folder, limit=limit)
     return OrtGpuBackend(bundle, name, place, limit, engines), name
+
+
+def has_provider(provider: str) -> bool:
+    """Whether an ONNX Runtime is installed that was built with a provider."""
+    if importlib.util.find_spec("onnxruntime") is None:
+        return False
+    ort = require("onnxruntime", "onnxruntime", "running a bundle")
+    return provider in ort.get_available_providers()
 
 
 def provider_of(device: str) -> Any:

@@ -9,48 +9,12 @@ from typing import Any
 from edge_mdeq.errors import ConfigError, EngineError
 from mdeq_runtime.tensorrt.listening import Progress, monitor
 from mdeq_runtime.tensorrt.network import Network
+from mdeq_runtime.tensorrt.settings import BuildSettings
 from mdeq_runtime.tensorrt.versions import Flavour
 
-__all__ = ["BuildSettings", "Plan", "build", "layers_of"]
+__all__ = ["Plan", "build", "layers_of"]
 
-WORKSPACE = 2**28  # bytes
-LEVELS = range(6)
 HALF_LAYERS = ("CONVOLUTION", "RESIZE")  # of ``LayerType``; the same that --half covers elsewhere
-
-
-@dataclass(frozen=True)
-class BuildSettings:
-    """What a build may be told.
-
-    Attributes:
-        half: compute convolutions in FP16 where precision is a flag of the builder (8.6).
-        workspace: bytes of device memory that a layer may use while it is timed and while it runs.
-        level: builder optimisation level, 0 (fastest build) to 5; None: the version's default.
-        capabilities: for RTX, the compute capabilities to build for, such as "SM86"; none: that of
-            the GPU at hand.
-        compatibility: a hardware compatibility level, such as "ampere_plus"; None: this GPU only.
-        version_compatible: an engine that later versions of the same major take too.
-        stream_weights: an engine whose weights may stay with the host while it runs.
-        batch: the least, usual and largest number of images, where a graph leaves it open.
-    """
-
-    half: bool = False
-    workspace: int = WORKSPACE
-    level: int | None = None
-    capabilities: tuple[str, ...] = ()
-    compatibility: str | None = None
-    version_compatible: bool = False
-    stream_weights: bool = False
-    batch: tuple[int, int, int] = (1, 1, 1)
-
-    def __post_init__(self) -> None:
-        if self.workspace <= 0:
-            raise ConfigError(f"a workspace of {self.workspace} bytes makes no sense")
-        if self.level is not None and self.level not in LEVELS:
-            raise ConfigError(f"builder optimisation level {self.level} is not one of 0 to 5")
-        least, usual, largest = self.batch
-        if not 1 <= least <= usual <= largest:
-            raise ConfigError(f"batch {self.batch} must be the least, the usual and the largest")
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,8 @@
 """One build in a process of its own, so that what it takes, or breaks, is not the caller's.
 
-``python -m mdeq_runtime.tensorrt.child`` reads a ``Job`` as JSON from its standard input and writes
-JSON lines to its standard output: ``progress``, ``said`` (by TensorRT), and at the end ``built`` or
-``error``. TensorRT's own prints go to standard error.
+``main`` reads a ``Job`` as JSON from standard input and writes JSON lines to standard output:
+``progress``, ``said`` (by TensorRT), and at the end ``built`` or ``error``. What TensorRT itself
+prints goes to standard error.
 """
 
 from __future__ import annotations
@@ -25,9 +25,10 @@ from edge_mdeq.errors import DeviceError, EdgeMdeqError
 from edge_mdeq.files import write_atomic
 from mdeq_runtime.backends.nvidia import find_device
 from mdeq_runtime.memory import peak_resident_bytes
-from mdeq_runtime.tensorrt.builder import BuildSettings, Plan, build, layers_of
+from mdeq_runtime.tensorrt.builder import Plan, build, layers_of
 from mdeq_runtime.tensorrt.listening import Progress, logger
 from mdeq_runtime.tensorrt.network import parse
+from mdeq_runtime.tensorrt.settings import BuildSettings
 from mdeq_runtime.tensorrt.versions import Flavour, find_flavour
 
 __all__ = ["Event", "Job", "main"]
@@ -169,7 +170,3 @@ def die_with_parent() -> None:
     """A build that nobody waits for is of no use."""
     with suppress(OSError, AttributeError):
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-
-
-if __name__ == "__main__":
-    main()

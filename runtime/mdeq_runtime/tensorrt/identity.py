@@ -11,7 +11,7 @@ from pathlib import Path
 from edge_mdeq.bundle import Profile
 from edge_mdeq.errors import DeviceError
 from mdeq_runtime.backends.nvidia import CudaDevice, find_device
-from mdeq_runtime.tensorrt.builder import BuildSettings
+from mdeq_runtime.tensorrt.settings import BuildSettings
 from mdeq_runtime.tensorrt.versions import Release
 
 __all__ = ["Identity", "differences", "identify", "precision_of"]

@@ -12,7 +12,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -21,23 +21,20 @@ from typing import IO
 import msgspec
 
 from edge_mdeq import errors
-from edge_mdeq.bundle import Profile
-from edge_mdeq.errors import ConfigError, EngineError
+from edge_mdeq.errors import EngineError
 from edge_mdeq.files import replacing
 from mdeq_runtime.memory import available_bytes, resident_bytes
-from mdeq_runtime.policies import FixedIterations, Policy
-from mdeq_runtime.solving import fixed_chains
-from mdeq_runtime.tensorrt.builder import BuildSettings
 from mdeq_runtime.tensorrt.child import Event, Job
 from mdeq_runtime.tensorrt.engines import EngineRecord, EngineStore
-from mdeq_runtime.tensorrt.versions import Flavour
+from mdeq_runtime.tensorrt.settings import BuildSettings
 
-__all__ = ["Workshop", "in_fp16", "needed", "smallest_first"]
+__all__ = ["Workshop", "child"]
 
 MIB = 2**20
 LOOK_S = 0.05  # between two looks at a build's memory
 SPARE = 64 * MIB  # that a build leaves to the rest of the machine
 TIMINGS = "timing.cache"
+CHILD = "from mdeq_runtime.tensorrt.child import main; main()"
 
 
 @dataclass
@@ -140,7 +137,7 @@ class Workshop:
 @contextmanager
 def child(job: Job) -> Iterator[tuple[subprocess.Popen[bytes], queue.Queue[Event | None]]]:
     """A process that does ``job``, and what it says, None at the end; it does not outlive this."""
-    command = [sys.executable, "-m", "mdeq_runtime.tensorrt.child"]
+    command = [sys.executable, "-c", CHILD]
     with subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True
     ) as process:
@@ -183,44 +180,3 @@ def smaller(graph: str) -> str:
         "hardly larger: build a smaller rung (--iterations 1), which the runtime repeats; close "
         "other programs; or add swap"
     )
-
-
-def in_fp16(flavour: Flavour, profile: Profile, half: bool) -> bool:
-    """Whether the builder's flag for FP16 is to be set: where it is one, and is asked for.
-
-    Raises:
-        ConfigError: precision lies in the graph, and the bundle's graphs are in single precision.
-    """
-    if flavour.weakly_typed:
-        return half or "FP16" in profile.flags
-    if half and all(weights.precision == "fp32" for weights in profile.weights):
-        raise ConfigError(
-            f"for {flavour.name} precision lies in the graph, and these are in FP32: export the "
-            f"bundle again with --half --target {flavour.profile}"
-        )
-    return False
-
-
-def needed(profile: Profile, policies: Sequence[Policy], carry: bool = True) -> list[str]:
-    """The graphs that sessions with these policies run, smallest first; no others.
-
-    Raises:
-        SessionError: counts that cannot be made of the profile's rungs.
-    """
-    graphs = set[str]()
-    for policy in policies:
-        if isinstance(policy, FixedIterations):
-            warm, cold = fixed_chains(profile.rungs, policy, carry)
-            graphs |= {rung.graph for rung in (*warm, *cold)}
-        elif profile.parts:
-            parts = profile.parts[0]
-            single = min(parts.advance, key=lambda rung: rung.evaluations)
-            graphs |= {parts.inject, single.graph, parts.readout}
-    return smallest_first(profile, graphs)
-
-
-def smallest_first(profile: Profile, graphs: Iterable[str]) -> list[str]:
-    """In the order in which they are likely to fit: by how much there is to compile."""
-    evaluations = {rung.graph: rung.evaluations for rung in profile.rungs}
-    evaluations |= {r.graph: r.evaluations for part in profile.parts for r in part.advance}
-    return sorted(graphs, key=lambda graph: (evaluations.get(graph, 0), graph))
