@@ -255,10 +255,10 @@ Without a network: --wheels DIR. If it was pycuda: --extras onnxruntime does wit
     fingerprint >"$new/installed.txt"
 }
 
-# With CUDA's compiler and stub of the driver in reach, and no packages of this user's home.
+# With CUDA's compiler in reach, by which pycuda's build finds the rest of CUDA, and without what lies
+# in this user's home.
 pip_install() {
-    PYTHONNOUSERSITE=1 PATH="$CUDA/bin:$PATH" CUDA_ROOT="$CUDA" \
-        LIBRARY_PATH="$CUDA/lib64/stubs${LIBRARY_PATH:+:$LIBRARY_PATH}" \
+    PYTHONNOUSERSITE=1 PATH="$CUDA/bin:$PATH" \
         "$new/bin/python" -m pip install --disable-pip-version-check "$@"
 }
 

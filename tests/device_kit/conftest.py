@@ -34,8 +34,7 @@ import os, shutil, zipfile
 
 def build_wheel(folder, config_settings=None, metadata_directory=None):
     name = "pycuda-2026.1-py3-none-any.whl"
-    found = {"nvcc": shutil.which("nvcc"), "root": os.environ.get("CUDA_ROOT"),
-             "link": os.environ.get("LIBRARY_PATH", "")}
+    found = {"nvcc": shutil.which("nvcc"), "home": not os.environ.get("PYTHONNOUSERSITE")}
     with zipfile.ZipFile(os.path.join(folder, name), "w") as wheel:
         info = "pycuda-2026.1.dist-info"
         wheel.writestr("pycuda/__init__.py", "VERSION_TEXT = '2026.1'\\nBUILT_WITH = %r" % found)
