@@ -1,0 +1,148 @@
+"""Engines are kept beside what they depend on; what does not fit, or was altered, is not used."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from edge_mdeq.bundle import Bundle, open_bundle
+from edge_mdeq.errors import EngineError
+from mdeq_runtime.tensorrt.engines import EngineStore
+from mdeq_runtime.tensorrt.identity import Identity
+
+HERE = Identity("Orin", "8.7", "36.4.3", "12.6", "540.4.0", "10.3.0", "tensorrt-10", "fp32")
+GRAPH = "graphs/ort-cpu/solve-k1.onnx"
+
+
+@pytest.fixture
+def bundle(plain: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bundle:
+    """One of its own, without engines, and a user's cache of its own."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return open_bundle(Path(shutil.copytree(plain.path, tmp_path / "own.mdeq")))
+
+
+def put(store: EngineStore, content: bytes = b"a plan") -> Path:
+    path = store.path(GRAPH)
+    path.write_bytes(content)
+    store.record(GRAPH, path, {"workspace": 1}, {"seconds": 2.0})
+    return path
+
+
+def test_what_was_built_here_is_found(bundle: Bundle) -> None:
+    store = EngineStore(bundle, "tensorrt-10", HERE)
+    path = put(store)
+    assert path == bundle.path / "engines" / HERE.fingerprint / "solve-k1.engine"
+    assert store.find(GRAPH) == path
+    assert path.read_bytes() == b"a plan"  # and nothing else: trtexec takes it as it is
+    record = json.loads(path.with_suffix(".json").read_text())
+    assert record["identity"]["device"] == "Orin"
+    assert record["measured"] == {"seconds": 2.0}
+    bundle.verify()
+
+
+def test_where_there_is_none_the_command_is_named(bundle: Bundle) -> None:
+    store = EngineStore(bundle, "tensorrt-10", HERE)
+    with pytest.raises(EngineError, match=f"solve-k1.onnx has no engine.*engine {bundle.path}"):
+        store.find(GRAPH)
+
+
+def test_another_devices_engine_is_not_used_and_each_difference_is_named(bundle: Bundle) -> None:
+    put(EngineStore(bundle, "tensorrt-10", replace(HERE, device="Xavier", tensorrt="10.13.3")))
+    with pytest.raises(EngineError) as caught:
+        EngineStore(bundle, "tensorrt-10", HERE).find(GRAPH)
+    assert "GPU Xavier, here Orin; TensorRT 10.13.3, here 10.3.0" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        (lambda path: path.write_bytes(b"a plaN"), "altered since it was built"),
+        (lambda path: path.write_bytes(b"a pl"), "4 bytes instead of 6: cut short"),
+        (lambda path: path.with_suffix(".json").unlink(), r"solve-k1.json cannot be read"),
+        (lambda path: path.with_suffix(".json").write_text("{"), "no record of an engine"),
+        (lambda path: path.with_suffix(".json").write_bytes(b" " * 2**21), "no record"),
+    ],
+)
+def test_a_spoilt_engine_is_not_used(
+    bundle: Bundle, change: Callable[[Path], object], why: str
+) -> None:
+    store = EngineStore(bundle, "tensorrt-10", HERE)
+    change(put(store))
+    assert not store.has(GRAPH)
+    with pytest.raises(EngineError, match=why):
+        store.find(GRAPH)
+    put(store)
+    assert store.has(GRAPH)
+
+
+def test_an_engine_of_other_weights_is_not_used(bundle: Bundle) -> None:
+    put(EngineStore(bundle, "tensorrt-10", HERE))
+    manifest = bundle.path / "manifest.json"
+    old = bundle.manifest.files[bundle.profile("tensorrt-10").weights[0].file].sha256
+    manifest.write_text(manifest.read_text().replace(old, "0" * 64))
+    with pytest.raises(EngineError, match="built from other weights"):
+        EngineStore(open_bundle(bundle.path), "tensorrt-10", HERE).find(GRAPH)
+
+
+def test_what_fits_is_found_beside_what_does_not(bundle: Bundle) -> None:
+    put(EngineStore(bundle, "tensorrt-10", replace(HERE, driver="535.1")))
+    path = put(EngineStore(bundle, "tensorrt-10", HERE))
+    assert EngineStore(bundle, "tensorrt-10", HERE).find(GRAPH) == path
+
+
+def test_a_bundle_that_cannot_be_written_to_has_its_engines_in_the_users_cache(
+    bundle: Bundle, tmp_path: Path
+) -> None:
+    (bundle.path / "engines").write_text("in the way, as a read-only medium is")
+    store = EngineStore(bundle, "tensorrt-10", HERE)
+    path = put(store)
+    assert path.is_relative_to(tmp_path / "cache" / "edge-mdeq" / "engines")
+    assert store.find(GRAPH) == path
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="to root every folder is writable")
+def test_so_it_is_where_permissions_forbid_it(bundle: Bundle, tmp_path: Path) -> None:
+    bundle.path.chmod(0o555)
+    try:
+        path = put(EngineStore(bundle, "tensorrt-10", HERE))
+    finally:
+        bundle.path.chmod(0o755)
+    assert path.is_relative_to(tmp_path / "cache")
+
+
+def test_two_bundles_share_a_cache_without_mixing(bundle: Bundle, tmp_path: Path) -> None:
+    text = (bundle.path / "manifest.json").read_text()
+    other = Path(shutil.copytree(bundle.path, tmp_path / "other.mdeq"))
+    old = bundle.manifest.files[bundle.profile("tensorrt-10").weights[0].file].sha256
+    (other / "manifest.json").write_text(text.replace(old, "1" * 64))
+    stores = [
+        EngineStore(open_bundle(path), "tensorrt-10", HERE, tmp_path / "shared")
+        for path in (bundle.path, other)
+    ]
+    first, second = (put(store, text) for store, text in zip(stores, (b"a", b"b"), strict=True))
+    assert [store.find(GRAPH) for store in stores] == [first, second]
+    assert first != second
+
+
+def test_where_nothing_can_be_written_that_is_said(bundle: Bundle, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    store = EngineStore(bundle, "tensorrt-10", HERE, tmp_path / "file")
+    with pytest.raises(EngineError, match=r"cannot be kept anywhere.*--cache"):
+        store.path(GRAPH)
+
+
+def test_what_a_killed_build_left_is_removed_and_what_runs_is_not(bundle: Bundle) -> None:
+    store = EngineStore(bundle, "tensorrt-10", HERE)
+    left = store.folder / ".solve-k1.engine.4194305.tmp"  # above any process number
+    running = store.folder / f".solve-k2.engine.{os.getpid()}.tmp"
+    for path in (left, running):
+        path.write_bytes(b"half")
+    store.tidy()
+    assert not left.exists()
+    assert running.exists()
