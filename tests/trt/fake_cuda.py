@@ -40,6 +40,8 @@ class Gpu:
     """The state of the one device there is; ``reset`` before each test."""
 
     def __init__(self) -> None:
+        self.addresses = itertools.count(0x7F00_0000_0000, 2**32)  # never one twice
+        self.handles = itertools.count(0x5000, 16)
         self.reset()
 
     def reset(self) -> None:
@@ -51,9 +53,8 @@ class Gpu:
         self.broken: str | None = None  # what every call fails with
         self.retained = 0
         self.counts: dict[str, int] = {}
+        self.copied: list[tuple[str, int]] = []  # each copy, "up" or "down", and its bytes
         self.refuse: dict[str, int] = {}  # libcuda's functions that fail, and with what
-        self.addresses = itertools.count(0x7F00_0000_0000, 2**32)
-        self.handles = itertools.count(0x5000, 16)
 
     def note(self, name: str) -> None:
         self.counts[name] = self.counts.get(name, 0) + 1
@@ -158,11 +159,27 @@ def view(address: int, size: int) -> NDArray[np.uint8]:
     raise Misuse(f"{size} bytes at {address:#x} are no device memory, or no longer")
 
 
+class PagelockedHostAllocation:
+    """The base of a page-locked array."""
+
+    def __init__(self, shape: Any, dtype: Any, order: Any) -> None:
+        self.thread = threading.get_ident()
+        self.memory = np.empty(shape, dtype, order)
+        self.__array_interface__ = self.memory.__array_interface__
+        gpu.pinned.append(self.memory)
+
+    def free(self) -> None:
+        if self.thread != threading.get_ident():
+            raise Misuse("page-locked memory is freed in another thread than its context's")
+        kept = [memory for memory in gpu.pinned if memory is not self.memory]
+        if len(kept) == len(gpu.pinned):
+            raise LogicError("cuMemFreeHost failed: invalid value")
+        gpu.pinned = kept
+
+
 def pagelocked_empty(shape: Any, dtype: Any, order: str = "C", mem_flags: int = 0) -> NDArray[Any]:
     need_context("pagelocked_empty")
-    array = np.empty(shape, dtype, order)  # type: ignore[call-overload]
-    gpu.pinned.append(array)
-    return array  # type: ignore[no-any-return]
+    return np.asarray(PagelockedHostAllocation(shape, dtype, order))
 
 
 class Stream:
@@ -201,6 +218,7 @@ def raw(array: Any) -> NDArray[np.uint8]:
 def memcpy_htod_async(dest: Any, src: Any, stream: Stream | None = None) -> None:
     need_context("memcpy_htod_async")
     host = raw(src)
+    gpu.copied.append(("up", host.size))
     device = view(int(dest), host.size)
     queue_on(stream, lambda: np.copyto(device, host))
 
@@ -208,6 +226,7 @@ def memcpy_htod_async(dest: Any, src: Any, stream: Stream | None = None) -> None
 def memcpy_dtoh_async(dest: Any, src: Any, stream: Stream | None = None) -> None:
     need_context("memcpy_dtoh_async")
     host = raw(dest)
+    gpu.copied.append(("down", host.size))
     device = view(int(src), host.size)
     queue_on(stream, lambda: np.copyto(host, device))
 
