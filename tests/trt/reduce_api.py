@@ -64,8 +64,9 @@ ENUMS = (
     "TensorLocation",
     "TilingOptimizationLevel",
 )
-# The context takes a strategy from 10.0 on; where there is a runtime configuration, that as well.
+# The builder can also give kernel text beside; the context takes a strategy from 10.0 on; where there is a runtime configuration, that as well.
 OVERLOADS: dict[str, list[list[str]]] = {
+    "Builder.build_serialized_network": [["network", "config"]],
     "ICudaEngine.create_execution_context": [["strategy"], ["runtime_config"]],
     "Runtime.deserialize_cuda_engine": [["serialized_engine"]],
     "IExecutionContext.set_input_shape": [["name", "shape"]],

@@ -171,17 +171,56 @@ class INetworkDefinition(Plain):
     graph: Path
 
     @cached_property
-    def nodes(self) -> list[Any]:
+    def onnx_graph(self) -> Any:
         import onnx
 
-        return list(onnx.load(str(self.graph), load_external_data=False).graph.node)
+        return onnx.load(str(self.graph), load_external_data=False).graph
+
+    @property
+    def nodes(self) -> list[Any]:
+        return list(self.onnx_graph.node)
+
+    @property
+    def num_inputs(self) -> int:
+        return len(self.onnx_graph.input)
+
+    def get_input(self, index: int) -> Any:
+        value = self.onnx_graph.input[index]
+        sizes = [dim.dim_value or -1 for dim in value.type.tensor_type.shape.dim]
+        return self.double.wrap("ITensor", Plain(self.double, name=value.name, shape=sizes))
 
     @property
     def num_layers(self) -> int:
         return len(self.nodes)
 
     def get_layer(self, index: int) -> Any:
-        return self.double.wrap("ILayer", Plain(self.double, name=self.nodes[index].name))
+        return self.double.wrap("ILayer", ILayer(self.double, node=self.nodes[index]))
+
+
+class ILayer(Plain):
+    """A node. What computes indices has integers, all else single precision."""
+
+    LAYERS: ClassVar = {"Conv": "CONVOLUTION", "Resize": "RESIZE", "Reshape": "SHUFFLE"}
+    INTEGER: ClassVar = {"Shape", "ArgMax"}
+
+    @property
+    def name(self) -> str:
+        return str(self.node.name)
+
+    @property
+    def type(self) -> Any:
+        kind = self.LAYERS.get(self.node.op_type, "ELEMENTWISE")
+        return getattr(self.double.module.LayerType, kind)
+
+    @property
+    def num_outputs(self) -> int:
+        return len(self.node.output)
+
+    def get_output(self, index: int) -> Any:
+        integer = self.node.op_type in self.INTEGER
+        kinds = self.double.module.DataType
+        tensor = Plain(self.double, dtype=kinds.INT32 if integer else kinds.FLOAT)
+        return self.double.wrap("ITensor", tensor)
 
 
 class OnnxParser(Logs):

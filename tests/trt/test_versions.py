@@ -49,7 +49,7 @@ def test_compute_capabilities_are_for_rtx_and_known_ones() -> None:
     rtx = flavour_of(TensorRT("rtx_1.7.1.116").module, True)
     assert rtx.capabilities()[:2] == ("SM75", "SM80")
     assert str(rtx.capability("SM86")) == "ComputeCapability.SM86"
-    with pytest.raises(ConfigError, match="no 'SM87'.*Orin"):
+    with pytest.raises(ConfigError, match=r"no 'SM87'.*Orin"):
         rtx.capability("SM87")
     with pytest.raises(ConfigError, match="GPU at hand"):
         flavour_of(TensorRT("10.3.0").module).capability("SM86")
