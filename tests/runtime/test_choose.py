@@ -85,10 +85,17 @@ def test_an_unknown_device_is_refused_with_the_nearest_name(bundle: Bundle) -> N
 
 
 @needs_no_cuda
-@pytest.mark.parametrize("device", ["cuda", "tensorrt"])
-def test_a_build_for_cpus_is_named_with_what_to_install(bundle: Bundle, device: str) -> None:
+def test_a_build_for_cpus_is_named_with_what_to_install(bundle: Bundle) -> None:
     with pytest.raises(MissingExtraError, match=r"pip uninstall onnxruntime .*\[onnxruntime-gpu"):
-        open_backend(bundle, device)
+        open_backend(bundle, "cuda")
+
+
+@needs_no_cuda
+def test_with_it_only_engines_of_our_own_could_run_and_what_they_lack_is_said(
+    bundle: Bundle,
+) -> None:
+    with pytest.raises((DeviceError, MissingExtraError), match=r"driver|TensorRT|pycuda"):
+        open_backend(bundle, "tensorrt")
 
 
 @needs_no_gpu

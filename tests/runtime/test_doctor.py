@@ -407,12 +407,9 @@ def test_a_profile_without_its_software_says_why(own_copy: Callable[[Path], Path
     (bundle / "manifest.json").write_text(json.dumps(manifest))
     found = json.loads(call(bundle, "--json").stdout)["profiles"]
     assert found["ort-cpu"] is None
-    assert found["tensorrt-rtx"] == "none of this runtime's devices runs it"
     if not os.path.exists("/dev/nvidia0"):
-        assert found["tensorrt-10"]
-        assert (
-            "TensorrtExecutionProvider" in found["tensorrt-10"] or "NVIDIA" in found["tensorrt-10"]
-        )
+        for profile in ("tensorrt-10", "tensorrt-rtx"):
+            assert "NVIDIA" in found[profile]
 
 
 def test_it_imports_no_library_and_is_quick() -> None:
@@ -425,4 +422,4 @@ def test_it_imports_no_library_and_is_quick() -> None:
         started = time.monotonic()
         assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0
         seconds.append(time.monotonic() - started)
-    assert min(seconds) < 2.0
+    assert min(seconds) < 5.0  # one on an idle machine

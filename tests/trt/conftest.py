@@ -12,8 +12,10 @@ from typing import Any
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))  # the doubles
+sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 
 import fake_cuda
+import terminal
 from doubles import VERSIONS, TensorRT
 from tensorrt_models import engine_bytes
 
@@ -113,3 +115,10 @@ def open_backend(gpu: fake_cuda.Gpu, engines: Engines) -> Iterator[Callable[...,
     assert not gpu.graphs, "captured graphs are left"
     assert gpu.retained == 0, "the context is still held"
     assert not fake_cuda.stack(), "a context is current in the test's own thread"
+
+
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    """The table of builds, where there were any."""
+    made = config.stash.get(terminal.TABLE, None)
+    if made is not None:
+        terminalreporter.write_line(terminal.spell(made))

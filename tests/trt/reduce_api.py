@@ -64,7 +64,8 @@ ENUMS = (
     "TensorLocation",
     "TilingOptimizationLevel",
 )
-# The builder can also give kernel text beside; the context takes a strategy from 10.0 on; where there is a runtime configuration, that as well.
+# The builder can give kernel text beside the plan, too. The context takes a strategy from 10.0 on;
+# where there is a runtime configuration, that as well.
 OVERLOADS: dict[str, list[list[str]]] = {
     "Builder.build_serialized_network": [["network", "config"]],
     "ICudaEngine.create_execution_context": [["strategy"], ["runtime_config"]],

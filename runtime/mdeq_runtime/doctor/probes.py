@@ -33,7 +33,7 @@ DEVICE_OF = {"ort-cpu": "cpu", "ort-cuda": "cuda"}  # profiles, and what runs th
 
 def device_of(profile: str) -> str | None:
     """The device (of ``mdeq_runtime.backends.choose``) for a profile; None: it has none."""
-    if re.fullmatch(r"tensorrt-\d+", profile):
+    if re.fullmatch(r"tensorrt-(\d+|rtx)", profile):
         return "tensorrt"
     return DEVICE_OF.get(profile)
 
@@ -161,6 +161,20 @@ def ready_cuda() -> None:
 
 
 def ready_tensorrt() -> None:
+    """Engines of our own, or else those of ONNX Runtime."""
+    from mdeq_runtime.backends import choose
+    from mdeq_runtime.backends.places import TENSORRT
+    from mdeq_runtime.tensorrt.opening import require_tensorrt
+
+    try:
+        require_tensorrt()
+    except EdgeMdeqError:
+        if not choose.has_provider(TENSORRT):
+            raise
+        ready_ort_tensorrt()
+
+
+def ready_ort_tensorrt() -> None:
     from mdeq_runtime.backends import choose
     from mdeq_runtime.backends.nvidia import find_device, tensorrt_version
     from mdeq_runtime.backends.places import CUDA, TENSORRT, require_provider

@@ -20,7 +20,7 @@ from mdeq_runtime.tensorrt.identity import identify
 from mdeq_runtime.tensorrt.settings import BuildSettings, in_fp16, needed
 from mdeq_runtime.tensorrt.versions import Release, find_flavour, find_release
 
-__all__ = ["find_engines", "open_engines"]
+__all__ = ["find_engines", "open_engines", "require_tensorrt"]
 
 
 def open_engines(
@@ -71,14 +71,7 @@ def find_engines(bundle: Bundle, cache: Path | None = None) -> tuple[Release, En
     Raises:
         DeviceError, MissingExtraError, BundleError: as ``open_engines``.
     """
-    find_device()
-    release = find_release()
-    if importlib.util.find_spec("pycuda") is None:
-        raise MissingExtraError(
-            f"{release.name} is here, but pycuda, which runs its engines, is not; install it where "
-            "CUDA's nvcc is on the PATH: PATH=/usr/local/cuda/bin:$PATH pip install "
-            "'edge-mdeq[tensorrt]'"
-        )
+    release = require_tensorrt()
     profile = bundle.profile(release.profile)
     settings = BuildSettings(half=in_fp16(release, profile, False))
     store = EngineStore(bundle, release.profile, identify(release, profile, settings), cache)
@@ -88,3 +81,20 @@ def find_engines(bundle: Bundle, cache: Path | None = None) -> tuple[Release, En
             f"{bundle.path}"
         )
     return release, store
+
+
+def require_tensorrt() -> Release:
+    """The TensorRT of this device, with all that its engines need to run; nothing is imported.
+
+    Raises:
+        DeviceError, MissingExtraError: something is missing, and how to get it.
+    """
+    find_device()
+    release = find_release()
+    if importlib.util.find_spec("pycuda") is None:
+        raise MissingExtraError(
+            f"{release.name} is here, but pycuda, which runs its engines, is not; install it where "
+            "CUDA's nvcc is on the PATH: PATH=/usr/local/cuda/bin:$PATH pip install "
+            "'edge-mdeq[tensorrt]'"
+        )
+    return release

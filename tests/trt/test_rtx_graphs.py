@@ -1,0 +1,83 @@
+"""NVIDIA's own parser and compiler take every graph, for two generations of GPUs.
+
+The graphs of the sample models and of ImageNet-small, in both precisions, in the lowering for RTX
+and in that for TensorRT before 10.9. The table at the end of the run has times and sizes; the same
+is printed by ``benchmarks/rtx_build.py``.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from rtx_build import COUNTS, MODELS, PRECISIONS, TARGETS, Built, compile_graph, table, write_graphs
+from terminal import TABLE
+
+from edge_mdeq.errors import EngineError
+from mdeq_runtime.tensorrt.versions import installed
+
+pytestmark = pytest.mark.skipif(
+    not installed(("tensorrt_rtx",)),
+    reason=f"TensorRT for RTX is not installed, or there is none for {platform.machine()}",
+)
+NAMES = [f"{form}-k{count}" for form in ("solve", "advance") for count in COUNTS]
+NAMES += ["inject", "readout"]
+Key = tuple[str, str, str, str]
+
+
+@pytest.fixture(scope="module")
+def compiled(
+    tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
+) -> dict[Key, tuple[Built | EngineError, int]]:
+    """What became of each graph, and the bytes of its weights."""
+    root = tmp_path_factory.mktemp("rtx")
+    graphs = [g for k, model in enumerate(MODELS) for g in write_graphs(model, root / str(k))]
+
+    def attempt(index: int) -> Built | EngineError:
+        try:
+            return compile_graph(graphs[index])
+        except EngineError as error:
+            return error
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        found = dict(zip(graphs, pool.map(attempt, range(len(graphs))), strict=True))
+    done = {graph: built for graph, built in found.items() if isinstance(built, Built)}
+    request.config.stash[TABLE] = table(done)
+    return {
+        (graph.model, graph.target, graph.precision, graph.path.stem): (built, graph.weights)
+        for graph, built in found.items()
+    }
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("model", [Path(model).name for model in MODELS])
+def test_the_real_compiler_takes_it(
+    compiled: dict[Key, tuple[Built | EngineError, int]],
+    model: str,
+    target: str,
+    precision: str,
+    name: str,
+) -> None:
+    built, weights = compiled[model, target, precision, name]
+    assert isinstance(built, Built), built
+    assert built.layers > 0
+    assert built.plan > weights
+
+
+def test_depth_costs_a_plan_next_to_nothing(
+    compiled: dict[Key, tuple[Built | EngineError, int]],
+) -> None:
+    """Its weights are shared by all evaluations; three further ones are a tenth of it."""
+    one, four = (
+        compiled["imagenet-small", "tensorrt-rtx", "fp32", f"advance-k{n}"] for n in COUNTS
+    )
+    assert isinstance(one[0], Built)
+    assert isinstance(four[0], Built)
+    assert four[0].plan < 1.1 * one[0].plan
+    assert four[0].plan < 1.6 * four[1]
+    assert four[0].peak < 700e6
