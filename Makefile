@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 DEVICE := .venv-device
 
-.PHONY: demo demo-device test lint types contracts pytest wheel bench clean help
+.PHONY: demo demo-device test lint types contracts pytest test-gpu wheel bench clean help
 
 help:  ## what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
@@ -47,6 +47,9 @@ contracts: $(STAMP)
 
 pytest: $(STAMP)
 	$(BIN)/python -m pytest -q --durations=10
+
+test-gpu: $(STAMP)  ## what needs a CUDA GPU; leaves out/gpu-report.json to send back
+	$(BIN)/python -m pytest -q -m gpu tests/gpu
 
 wheel: $(STAMP)  ## wheel and sdist, tried in fresh environments, one of them without torch
 	$(BIN)/python tests/packaging/try_wheel.py

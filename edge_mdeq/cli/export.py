@@ -50,6 +50,11 @@ def export(
         "--target",
         help="ort-cpu, ort-cuda, tensorrt-8, tensorrt-10, tensorrt-11, tensorrt-rtx; several.",
     ),
+    form: str = typer.Option(
+        "onnx",
+        "--format",
+        help="onnx, or engine: go on to `edge-mdeq engine` with the TensorRT that is here.",
+    ),
     half: bool = typer.Option(
         False, "--half", help="FP16 where the model computes; norms, states and solver in FP32."
     ),
@@ -80,8 +85,11 @@ def export(
     from edge_mdeq.cli.tables import parity_table, print_table, solvers_table
     from mdeq_export import ExportSettings, export_bundle
     from mdeq_export.convergence import Goal
+    from mdeq_export.names import check_names
     from mdeq_export.verify import tolerances_with
 
+    check_names("format", [form], ("onnx", "engine"))
+    targets = [*target, *(engine_targets(target) if form == "engine" else ())]
     settings = ExportSettings(
         iterations=tuple(iterations),
         solver=f_solver,
@@ -90,7 +98,7 @@ def export(
         best=best,
         batch=batch,
         dynamic_batch=dynamic_batch,
-        targets=tuple(target),
+        targets=tuple(targets),
         half=half,
         size=imgsz,
         tolerances=tolerances_with(atol=atol, rtol=rtol, min_agreement=min_agreement),
@@ -111,7 +119,27 @@ def export(
     for warning in manifest.warnings:
         typer.secho(f"warning: {warning}", fg=typer.colors.YELLOW, err=True)
     typer.echo(f"wrote {out}")
+    if form == "engine":
+        from edge_mdeq.cli import app
+
+        app(["engine", str(out), *(["--half"] if half else [])], standalone_mode=False)
+        return
     next_step("edge-mdeq", "inspect", str(out))
+
+
+def engine_targets(asked: list[str]) -> list[str]:
+    """The target that engines are built from here, unless it is asked for.
+
+    Raises:
+        DeviceError: there is no GPU to build for.
+        MissingExtraError: TensorRT is not installed.
+    """
+    from mdeq_runtime.backends.nvidia import find_device
+    from mdeq_runtime.tensorrt.versions import find_release
+
+    release = find_release()
+    find_device()  # better said now than after the export
+    return [] if release.profile in asked else [release.profile]
 
 
 def is_target(argument: str) -> bool:
