@@ -8,6 +8,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import msgspec
 import numpy as np
@@ -15,6 +16,10 @@ import numpy as np
 from mdeq_runtime.backends import Backend, ReportsDeviceMemory
 from mdeq_runtime.memory import peak_resident_bytes, resident_bytes
 from mdeq_runtime.results import Result
+from mdeq_runtime.sources.status import Status
+
+if TYPE_CHECKING:
+    from mdeq_runtime.sources.base import Source
 
 __all__ = ["WINDOW", "Metrics", "Percentiles", "Snapshot", "Summary"]
 
@@ -50,6 +55,7 @@ class Snapshot:
         stages: milliseconds by stage: "read" (waiting for the source), those of the session, and
             "write" (all sinks and the callback).
         busy: milliseconds spent on a frame: all stages but "read".
+        age: milliseconds from a frame's capture to its answer, of live sources.
         iterations: evaluations of f by frame.
         mean_iterations: their mean.
         warm_share: share of the frames that started from the previous equilibrium, 0...1.
@@ -60,6 +66,7 @@ class Snapshot:
         rss_bytes: resident memory of the process now (VmRSS), None where unknown.
         peak_rss_bytes: its peak (VmHWM), None where unknown.
         device_bytes: memory of the device, None where the backend does not report it.
+        source: how the source is doing; None where no pipeline said which it is.
 
     What is a mean, a maximum or a percentile is None when there was nothing to take it of.
     """
@@ -70,6 +77,7 @@ class Snapshot:
     dropped: int
     stages: Mapping[str, Percentiles]
     busy: Percentiles | None
+    age: Percentiles | None
     iterations: Percentiles | None
     mean_iterations: float | None
     warm_share: float | None
@@ -80,6 +88,7 @@ class Snapshot:
     rss_bytes: int | None
     peak_rss_bytes: int | None
     device_bytes: int | None
+    source: Status | None
 
     @property
     def fps(self) -> float:
@@ -111,6 +120,9 @@ class Metrics:
         backend: asked for the device's memory, if it reports that.
         clock: seconds that only grow.
         wall: seconds since 1970.
+
+    Attributes:
+        source: whose status snapshots carry; whoever runs it sets it.
     """
 
     def __init__(
@@ -121,6 +133,7 @@ class Metrics:
         wall: Callable[[], float] = time.time,
     ) -> None:
         self.device = backend if isinstance(backend, ReportsDeviceMemory) else None
+        self.source: Source | None = None
         self.clock, self.wall = clock, wall
         self.started = clock()
         self.lock = threading.Lock()
@@ -129,6 +142,7 @@ class Metrics:
         self.residual_max = 0.0
         self.stages: dict[str, Recent] = {}
         self.busy, self.iterations, self.residual = Recent(), Recent(), Recent()
+        self.age = Recent()
 
     def add(self, result: Result, write_ms: float = 0.0, dropped: int = 0) -> None:
         """Count one answered frame.
@@ -147,6 +161,8 @@ class Metrics:
                 self.cold[result.cold or "other"] += 1
             self.busy.add(result.busy_ms + write_ms)
             self.iterations.add(result.iterations)
+            if result.age_ms is not None:
+                self.age.add(result.age_ms)
             if math.isfinite(result.residual):
                 self.residual.add(result.residual)
                 self.residual_max = max(self.residual_max, result.residual)
@@ -168,6 +184,7 @@ class Metrics:
             cold, residual_max = dict(self.cold), self.residual_max
             stages = {stage: recent.copy() for stage, recent in self.stages.items()}
             copies = (self.busy.copy(), self.iterations.copy(), self.residual.copy())
+            ages = self.age.copy()
         busy, iterations, residual = copies
         return Snapshot(
             time=self.wall(),
@@ -176,6 +193,7 @@ class Metrics:
             dropped=dropped,
             stages={stage: found for stage, r in stages.items() if (found := r.percentiles())},
             busy=busy.percentiles(),
+            age=ages.percentiles(),
             iterations=iterations.percentiles(),
             mean_iterations=iterations.mean(),
             warm_share=warm / frames if frames else None,
@@ -186,6 +204,7 @@ class Metrics:
             rss_bytes=resident_bytes(),
             peak_rss_bytes=peak_resident_bytes(),
             device_bytes=self.device.device_bytes() if self.device else None,
+            source=self.source.status if self.source is not None else None,
         )
 
     def stage(self, name: str) -> Recent:

@@ -18,7 +18,7 @@ from mdeq_runtime.memory import peak_resident_bytes
 from mdeq_runtime.metrics import Metrics, Percentiles, Summary
 from mdeq_runtime.results import Frame, Result
 from mdeq_runtime.sinks.base import Sink, refuse_clashes
-from mdeq_runtime.slot import Capture, capture
+from mdeq_runtime.slot import Capture, SlotPolicy, capture
 from mdeq_runtime.sources.base import Source
 
 __all__ = ["Percentiles", "Session", "Summary", "run"]
@@ -46,6 +46,7 @@ def run(
     max_frames: int | None = None,
     on_result: Callable[[Result], None] | None = None,
     stop: threading.Event | None = None,
+    policy: SlotPolicy = SlotPolicy.DROP_OLDEST,
     metrics: Metrics | None = None,
     govern: Callable[[Result, float], None] | None = None,
 ) -> Summary:
@@ -61,6 +62,7 @@ def run(
         max_frames: stop after so many.
         on_result: called after the sinks.
         stop: set it, from any thread, to end the run before the next frame.
+        policy: what happens to a live source's frames that the session is too slow for.
         govern: told each result and the milliseconds that writing it took, before the next frame;
             see ``mdeq_runtime.governor.governing``.
         metrics: fed with every frame, for others to look at meanwhile; the summary is made of it.
@@ -70,17 +72,19 @@ def run(
         SinkError: two outputs are one file, or one is the source's; nothing was run.
     """
     metrics = metrics or Metrics()
+    metrics.source = source
     interrupted = False
     with _closing([*sinks, source]):
         refuse_clashes(source, sinks)
         try:
-            with capture(source) as frames:
+            with capture(source, policy=policy) as frames:
                 dropped = 0
                 try:
                     for frame, read_ms in _frames(frames, stop, max_frames):
                         check_frame(frame.image, f"frame {frame.index} of {source.description}")
                         answer = session(frame)
-                        result = replace(answer, times={"read": read_ms, **answer.times})
+                        times = {"read": read_ms, **answer.times}
+                        result = replace(answer, times=times, age_ms=_age_ms(frame))
                         go_on, write_ms = _deliver(frame, result, sinks, on_result)
                         before, dropped = dropped, frames.dropped
                         metrics.add(result, write_ms, dropped - before)
@@ -94,6 +98,13 @@ def run(
             interrupted = True
         summary = Summary(**vars(metrics.snapshot()), interrupted=interrupted)
     return replace(summary, peak_rss_bytes=peak_resident_bytes())  # closing may take some too
+
+
+def _age_ms(frame: Frame) -> float | None:
+    """Since its capture, if it is of a live source."""
+    if frame.captured is None:
+        return None
+    return 1000.0 * (time.monotonic() - frame.captured)
 
 
 def _frames(

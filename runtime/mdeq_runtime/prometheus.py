@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, cast
 
 from edge_mdeq.errors import require
 from mdeq_runtime.metrics import Metrics, Percentiles, Snapshot
+from mdeq_runtime.sources.status import Picture, State
 
 if TYPE_CHECKING:
     from prometheus_client.core import Metric
@@ -69,6 +70,12 @@ class Exporter:
         for kind, count in now.cold.items():
             cold.add_metric([kind], count)
         yield cold
+        if now.source is not None:
+            yield counter(
+                f"{PREFIX}source_reconnects",
+                "How often the source came back.",
+                value=now.source.reconnects,
+            )
 
     def distributions(self, now: Snapshot) -> Iterator[Metric]:
         stages = self.core.SummaryMetricFamily(
@@ -79,6 +86,7 @@ class Exporter:
         yield stages
         for name, text, scale, quantity in (
             ("busy_seconds", "Time spent on a frame, without the wait for it.", 1e-3, now.busy),
+            ("age_seconds", "From capture to answer, of live sources.", 1e-3, now.age),
             ("iterations", "Evaluations of f by frame.", 1.0, now.iterations),
             ("residual", "Relative residual by frame, where finite.", 1.0, now.residual),
         ):
@@ -96,6 +104,16 @@ class Exporter:
         ):
             if value is not None:
                 yield self.core.GaugeMetricFamily(PREFIX + name, text, value=value)
+        if now.source is not None:
+            yield self.one_of("source_state", "What the source is doing.", now.source.state)
+            yield self.one_of("source_picture", "What its pictures are.", now.source.picture)
+
+    def one_of(self, name: str, text: str, now: State | Picture) -> Metric:
+        """One sample per state that there is: 1 for the present one."""
+        family = self.core.GaugeMetricFamily(PREFIX + name, text, labels=["state"])
+        for each in type(now):
+            family.add_metric([each.value], float(each is now))
+        return family  # type: ignore[no-any-return]
 
 
 def fill(family: Metric, found: Percentiles, labels: dict[str, str], scale: float) -> None:

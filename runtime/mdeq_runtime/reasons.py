@@ -12,6 +12,7 @@ ColdKind = Literal[
     "off",  # the session carries none
     "scene_cut",
     "frame_size",
+    "reconnect",  # the source was opened again: what lies between is unknown
     "residual",  # the warm start had little to do with this frame
     "non_finite",  # the last solve, or the warm one, ended in NaN or infinity
     "failed",  # the last frame could not be answered

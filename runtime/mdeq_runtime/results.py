@@ -23,11 +23,15 @@ class Frame:
         image: (h, w, 3) uint8, BGR as OpenCV delivers it.
         index: number of the frame in its source, from 0; dropped frames count.
         timestamp: seconds; the position in a file, or the monotonic clock at capture.
+        captured: seconds of the monotonic clock when a live source gave it; None for files.
+        epoch: how often its source was opened before. A warm start never crosses two of them.
     """
 
     image: NDArray[np.uint8]
     index: int
     timestamp: float
+    captured: float | None = None
+    epoch: int = 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,6 +53,8 @@ class Result:
         labels, palette: a name and an RGB colour per class, as far as the bundle has them.
         cold: ``reason`` as one of a few words ("first_frame", "scene_cut", ...), to count by; None
             when warm.
+        age_ms: milliseconds from the frame's capture to this answer; None for files, and where no
+            pipeline looked at the clock.
     """
 
     output: NDArray[Any]
@@ -64,6 +70,7 @@ class Result:
     labels: tuple[str, ...] = ()
     palette: tuple[tuple[int, int, int], ...] = ()
     cold: ColdKind | None = None
+    age_ms: float | None = None
 
     @property
     def busy_ms(self) -> float:

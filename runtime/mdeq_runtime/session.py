@@ -118,6 +118,7 @@ class Session:
         self.solver = make_solver(backend, profile, policy, carry, giving_up, in_parts)
         self.state: Any = backend.new_state()
         self.fit: Fit | None = None
+        self.epoch: int | None = None  # of the last frame
         self.cuts = CutDetector()
         # why the next frame starts cold; None if it may be warm
         self.cold: Cold | None = Cold("first_frame", "first frame")
@@ -179,6 +180,7 @@ class Session:
         check_frame(frame.image, f"frame {frame.index}")
         started = time.perf_counter()
         fit = self.fit_for(frame)
+        self.note_epoch(frame)
         image = fit_image(frame.image, fit)
         cold = self.why_cold(image)
         image = image[..., ::-1]  # BGR to RGB; the backend's copy is the only one
@@ -254,6 +256,13 @@ class Session:
                 )
             self.fit = plan_fit(size, self.manifest.input.size, self.settings.fit)
         return self.fit
+
+    def note_epoch(self, frame: Frame) -> None:
+        """A source that was opened again may show anything: its first frame starts cold."""
+        if self.epoch is not None and self.epoch != frame.epoch:
+            self.cuts.forget()
+            self.cold = Cold("reconnect", "reset: the source was opened again")
+        self.epoch = frame.epoch
 
     def restore(self, found: Answer, fit: Fit) -> tuple[NDArray[Any], NDArray[np.float32] | None]:
         """The backend's arrays as the frame's own: at its size, and none of the backend's."""

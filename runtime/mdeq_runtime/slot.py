@@ -1,12 +1,13 @@
 """Between a source and its consumer: the newest frame for live sources, every frame for files.
 
 A camera does not wait. While a frame is being worked on, a capture thread keeps reading and keeps
-only the newest frame; what was never looked at is counted as dropped. Files wait, so they are read
-directly in the consumer's thread and nothing is dropped.
+only the newest frame, unless another policy is asked for; what was never looked at is counted as
+dropped. Files wait, so they are read directly in the consumer's thread and nothing is dropped.
 """
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Iterator
@@ -14,71 +15,15 @@ from contextlib import contextmanager
 from typing import Protocol
 
 from edge_mdeq.errors import SourceError
+from mdeq_runtime.frame_slot import FrameSlot, SlotPolicy
 from mdeq_runtime.results import Frame
 from mdeq_runtime.sources.base import Source
 
-__all__ = ["Capture", "LatestFrame", "capture"]
+__all__ = ["Capture", "FrameSlot", "SlotPolicy", "capture"]
 
 POLL_S = 0.1  # how soon a waiting reader notices that it should stop
 JOIN_S = 0.5  # how long leaving waits for a capture thread that may be stuck in a driver
 STALL_S = 20.0  # longer than OpenCV's own 10 s timeout for V4L2
-
-
-class LatestFrame:
-    """A thread-safe slot for one frame, in which the newest wins.
-
-    Args:
-        changed: notified of every frame; several slots may share one, for a reader of them all.
-    """
-
-    def __init__(self, changed: threading.Condition | None = None) -> None:
-        self._changed = threading.Condition() if changed is None else changed
-        self._frame: Frame | None = None
-        self._error: Exception | None = None
-        self._closed = False
-        self._dropped = 0
-
-    @property
-    def dropped(self) -> int:
-        """How many frames were replaced before anybody took them."""
-        with self._changed:
-            return self._dropped
-
-    def put(self, frame: Frame) -> None:
-        """Offer a frame; it replaces one that nobody took. Ignored once closed."""
-        with self._changed:
-            if self._closed:
-                return
-            self._dropped += self._frame is not None
-            self._frame = frame
-            self._changed.notify_all()
-
-    def get(self, timeout: float | None = None) -> Frame | None:
-        """Wait for a frame and take it; None when the slot is closed and empty.
-
-        Raises:
-            TimeoutError: nothing came within ``timeout`` seconds.
-            Exception: the error that the slot was closed with, once the last frame was taken.
-        """
-        with self._changed:
-            if not self._changed.wait_for(self.ready, timeout):
-                raise TimeoutError(f"no frame within {timeout} s")
-            frame, self._frame = self._frame, None
-            if frame is None and self._error is not None:
-                raise self._error
-            return frame
-
-    def close(self, error: Exception | None = None) -> None:
-        """Let no more frames in; ``error`` is raised in the consumer. The first call counts."""
-        with self._changed:
-            if not self._closed:
-                self._closed, self._error = True, error
-                self._changed.notify_all()
-
-    def ready(self) -> bool:
-        """Whether ``get`` would not wait."""
-        with self._changed:
-            return self._frame is not None or self._closed
 
 
 class Capture(Protocol):
@@ -105,7 +50,11 @@ class Capture(Protocol):
 
 @contextmanager
 def capture(
-    source: Source, *, stall_s: float = STALL_S, changed: threading.Condition | None = None
+    source: Source,
+    *,
+    policy: SlotPolicy = SlotPolicy.DROP_OLDEST,
+    stall_s: float = STALL_S,
+    changed: threading.Condition | None = None,
 ) -> Iterator[Capture]:
     """Read ``source`` by the policy that fits it; leaves ``source`` open.
 
@@ -113,7 +62,9 @@ def capture(
 
     Args:
         source: an opened source.
-        stall_s: seconds without a frame after which a live source counts as broken.
+        policy: what happens to frames of a live source that nobody takes in time.
+        stall_s: seconds without a frame after which a live source counts as broken, unless it is
+            one that mends itself (``Source.patient``).
         changed: notified of every frame of a live source, and of its end.
 
     Raises (from ``read``):
@@ -122,20 +73,26 @@ def capture(
     if not source.live:
         yield _Direct(source)
         return
-    slot = LatestFrame(changed)
+    slot = FrameSlot(policy, changed)
+    if source.feed(slot):
+        try:
+            yield _Live(slot, source.description, stall_s if not source.patient else math.inf)
+        finally:
+            slot.close()
+        return
     stopping = threading.Event()
     name = f"capture {source.description}"
     thread = threading.Thread(target=_fill, args=(slot, source, stopping), name=name, daemon=True)
     thread.start()
     try:
-        yield _Live(slot, source.description, stall_s)
+        yield _Live(slot, source.description, stall_s if not source.patient else math.inf)
     finally:
         stopping.set()
         slot.close()
         thread.join(JOIN_S)
 
 
-def _fill(slot: LatestFrame, source: Source, stopping: threading.Event) -> None:
+def _fill(slot: FrameSlot, source: Source, stopping: threading.Event) -> None:
     """The capture thread: any error goes to the consumer."""
     try:
         while not stopping.is_set():
@@ -166,7 +123,7 @@ class _Direct(Capture):
 
 
 class _Live(Capture):
-    def __init__(self, slot: LatestFrame, description: str, stall_s: float) -> None:
+    def __init__(self, slot: FrameSlot, description: str, stall_s: float) -> None:
         self._slot = slot
         self._description = description
         self._stall_s = stall_s

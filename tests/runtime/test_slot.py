@@ -8,7 +8,7 @@ import pytest
 
 from edge_mdeq.errors import SourceError
 from mdeq_runtime.results import Frame
-from mdeq_runtime.slot import LatestFrame, capture
+from mdeq_runtime.slot import FrameSlot, capture
 from mdeq_runtime.sources.base import Source
 
 IMAGE = np.zeros((4, 4, 3), np.uint8)
@@ -49,7 +49,7 @@ class Scripted(Source):
 
 
 def test_the_newest_frame_wins_and_the_others_are_counted() -> None:
-    slot = LatestFrame()
+    slot = FrameSlot()
     for index in range(5):
         slot.put(frame(index))
     got = slot.get()
@@ -61,7 +61,7 @@ def test_the_newest_frame_wins_and_the_others_are_counted() -> None:
 
 
 def test_closing_wakes_a_waiting_reader() -> None:
-    slot = LatestFrame()
+    slot = FrameSlot()
     threading.Timer(0.05, slot.close).start()
     assert slot.get(timeout=5) is None
     slot.put(frame(0))
@@ -69,7 +69,7 @@ def test_closing_wakes_a_waiting_reader() -> None:
 
 
 def test_the_last_frame_comes_before_the_error() -> None:
-    slot = LatestFrame()
+    slot = FrameSlot()
     slot.put(frame(0))
     slot.close(SourceError("gone"))
     slot.close()

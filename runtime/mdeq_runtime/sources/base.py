@@ -7,7 +7,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Protocol
 
+from mdeq_runtime.frame_slot import FrameSlot
 from mdeq_runtime.results import Frame
+from mdeq_runtime.sources.status import Status
 
 __all__ = ["Source", "pixels"]
 
@@ -21,6 +23,7 @@ class Source(Protocol):
         size: (height, width) in pixels if known before the first frame, else None.
         description: what was opened, such as "USB camera /dev/video0".
         files: what it reads, so that no output takes their place; none for a camera.
+        patient: whether it mends itself after a failure, so that its silence is no error.
     """
 
     live: bool
@@ -28,6 +31,7 @@ class Source(Protocol):
     size: tuple[int, int] | None
     description: str
     files: Sequence[Path] = ()
+    patient: bool = False
 
     def read(self) -> Frame | None:
         """The next frame; None when a file has ended or the source was closed.
@@ -36,6 +40,15 @@ class Source(Protocol):
             SourceError: what comes next cannot be read, or a live source has ended.
         """
         ...
+
+    @property
+    def status(self) -> Status:
+        """How it is doing; to be asked from any thread."""
+        return Status()
+
+    def feed(self, slot: FrameSlot) -> bool:
+        """Put frames into ``slot`` from now on, in threads of its own; False if it has none."""
+        return False
 
     def holding(self) -> int:
         """Bytes that it takes while it is read, predicted, beside the frame that it gives."""
