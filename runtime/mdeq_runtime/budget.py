@@ -83,8 +83,11 @@ class Budget:
         policy: Policy,
         carry: bool,
         confidence: bool = False,
+        instead: object = None,
     ) -> Choice:
         """The form in which one more stream fits beside those that are open.
+
+        ``instead``: an open stream in whose place it comes; its graphs may stay loaded.
 
         Raises:
             MemoryLimitError: none does, with a table of what each would need.
@@ -101,7 +104,7 @@ class Budget:
             carry,
             base=self.base,
             others=sorted(self.loaded),
-            buffered=sum(self.buffers.values()),
+            buffered=sum(n for key, n in self.buffers.items() if key != id(instead)),
             frame=self.frame,
             beside=self.beside,
             confidence=confidence,

@@ -6,7 +6,7 @@ import logging
 import math
 import threading
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
 import numpy as np
@@ -22,7 +22,7 @@ from mdeq_runtime.frames import check_frame
 from mdeq_runtime.policies import FixedIterations, Policy, UntilDeadline
 from mdeq_runtime.reasons import Cold
 from mdeq_runtime.results import Frame, Result
-from mdeq_runtime.solving import NON_FINITE, make_solver
+from mdeq_runtime.solving import NON_FINITE, Solver, make_solver
 
 __all__ = ["Session", "SessionSettings"]
 
@@ -100,22 +100,9 @@ class Session:
         settings: SessionSettings | None = None,
         budget: Budget | None = None,
     ) -> None:
-        self.manifest = manifest
-        self.settings = settings or SessionSettings()
-        policy, carry = self.settings.policy, self.settings.carry
-        if policy.tol < profile.residual_floor:
-            raise SessionError(
-                f"tolerance {policy.tol:g} is below what these graphs can reach in half "
-                f"precision, {profile.residual_floor:.1e}; raise it, or export without --half"
-            )
-        self.budget, in_parts = budget, False
-        if budget is not None:
-            wanted = self.settings.confidence and manifest.confidence is not None
-            choice = budget.plan(manifest, profile, policy, carry, wanted)
-            budget.open(self, choice, manifest)
-            in_parts = choice.form == "parts"
-        giving_up = self.settings.giving_up
-        self.solver = make_solver(backend, profile, policy, carry, giving_up, in_parts)
+        self.manifest, self.profile, self.backend = manifest, profile, backend
+        self.settings, self.budget = settings or SessionSettings(), budget
+        self.solver = self.solver_for(self.settings)
         self.state: Any = backend.new_state()
         self.fit: Fit | None = None
         self.epoch: int | None = None  # of the last frame
@@ -125,6 +112,7 @@ class Session:
         self.limit: int | None = None
         self.late = 0  # frames in a row that were late for all that they had the fewest evaluations
         self.lock = threading.Lock()
+        self.changing = threading.Lock()  # held while graphs of another policy are loaded
         self.closed = False
 
     def __call__(self, frame: Frame | NDArray[np.uint8]) -> Result:
@@ -152,6 +140,40 @@ class Session:
                     f"frame {frame.index} could not be answered: {type(error).__name__}: {error}; "
                     "the next one starts cold. If that fails too, open the bundle again"
                 ) from error
+
+    def use(self, policy: Policy) -> None:
+        """Solve by another policy from the next frame on, which starts from the last equilibrium.
+
+        From any thread: frames go on while graphs are loaded. Those of earlier policies stay loaded.
+
+        Raises:
+            SessionError: closed, or the bundle cannot run this policy; the present one stays.
+            MemoryLimitError: its graphs do not fit beside what is loaded; the present one stays.
+            ConfigError: not a policy.
+        """
+        with self.changing:
+            settings = replace(self.settings, policy=policy)
+            self.check_open()
+            solver = self.solver_for(settings)
+            with self.lock:
+                self.check_open()
+                self.settings, self.solver, self.late = settings, solver, 0
+
+    def solver_for(self, settings: SessionSettings) -> Solver:
+        """The solver for these settings, its graphs loaded and counted."""
+        policy, carry, profile = settings.policy, settings.carry, self.profile
+        if policy.tol < profile.residual_floor:
+            raise SessionError(
+                f"tolerance {policy.tol:g} is below what these graphs can reach in half "
+                f"precision, {profile.residual_floor:.1e}; raise it, or export without --half"
+            )
+        in_parts = False
+        if self.budget is not None:
+            wanted = settings.confidence and self.manifest.confidence is not None
+            choice = self.budget.plan(self.manifest, profile, policy, carry, wanted, instead=self)
+            self.budget.open(self, choice, self.manifest)
+            in_parts = choice.form == "parts"
+        return make_solver(self.backend, profile, policy, carry, settings.giving_up, in_parts)
 
     @property
     def counts(self) -> tuple[int, ...]:
