@@ -76,6 +76,8 @@ def run(
     interrupted = False
     with _closing([*sinks, source]):
         refuse_clashes(source, sinks)
+        for sink in sinks:
+            sink.begin(session, metrics)
         try:
             with capture(source, policy=policy) as frames:
                 dropped = 0

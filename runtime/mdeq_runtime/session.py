@@ -144,7 +144,7 @@ class Session:
     def use(self, policy: Policy) -> None:
         """Solve by another policy from the next frame on, which starts from the last equilibrium.
 
-        From any thread: frames go on while graphs are loaded. Those of earlier policies stay loaded.
+        From any thread; frames go on while graphs are loaded. Earlier policies' stay loaded too.
 
         Raises:
             SessionError: closed, or the bundle cannot run this policy; the present one stays.

@@ -7,11 +7,14 @@ import threading
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from edge_mdeq.errors import SinkError
 from mdeq_runtime.results import Frame, Result
 from mdeq_runtime.sources.base import Source, pixels
+
+if TYPE_CHECKING:
+    from mdeq_runtime.metrics import Metrics
 
 __all__ = ["Sink", "check_file", "check_folder", "refuse_clashes"]
 
@@ -24,6 +27,9 @@ class Sink(Protocol):
     """
 
     place: Path | None = None
+
+    def begin(self, session: object, metrics: Metrics) -> None:
+        """Told before the first frame what answers frames and what counts them."""
 
     def write(self, frame: Frame, result: Result) -> bool:
         """Take one result; False asks to stop the run.
