@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import shutil
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,24 +15,13 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 import fake_cuda
 import terminal
 from doubles import VERSIONS, TensorRT
+from playing import for_every_version
 from tensorrt_models import engine_bytes
 
-from edge_mdeq.bundle import Bundle, open_bundle
+from edge_mdeq.bundle import Bundle
 from mdeq_runtime.backends import nvidia
 from mdeq_runtime.tensorrt.backend import TensorRTBackend
 from mdeq_runtime.tensorrt.versions import flavour_of
-
-PROFILES = ("tensorrt-8", "tensorrt-10", "tensorrt-11", "tensorrt-rtx")
-
-
-def for_every_version(bundle: Path, out: Path) -> Bundle:
-    """A copy whose graphs for ONNX Runtime stand for those of each TensorRT as well."""
-    shutil.copytree(bundle, out)
-    manifest = json.loads((out / "manifest.json").read_text())
-    profiles = manifest["profiles"]
-    profiles |= dict.fromkeys(PROFILES, profiles["ort-cpu"])
-    (out / "manifest.json").write_text(json.dumps(manifest))
-    return open_bundle(out)
 
 
 @pytest.fixture(scope="session")

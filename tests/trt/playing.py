@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from contextlib import closing
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from edge_mdeq.bundle import Bundle
+from edge_mdeq.bundle import Bundle, open_bundle
 from mdeq_runtime import (
     FixedIterations,
     Result,
@@ -23,6 +26,8 @@ from mdeq_runtime.policies import Policy
 
 Picture = NDArray[np.uint8]
 
+PROFILES = ("tensorrt-8", "tensorrt-10", "tensorrt-11", "tensorrt-rtx")
+
 # starts cold for neither its residual nor its picture
 CALM = SessionSettings(restart_above=1e9, reset_on_cut=False, confidence=True)
 POLICIES = {
@@ -30,6 +35,16 @@ POLICIES = {
     "tolerance": UntilTolerance(1e-9, max_iterations=3),
     "deadline": UntilDeadline(60_000, tol=1e-9, max_iterations=3),
 }
+
+
+def for_every_version(bundle: Path, out: Path) -> Bundle:
+    """A copy whose graphs for ONNX Runtime stand for those of each TensorRT as well."""
+    shutil.copytree(bundle, out)
+    manifest = json.loads((out / "manifest.json").read_text())
+    profiles = manifest["profiles"]
+    profiles |= dict.fromkeys(PROFILES, profiles["ort-cpu"])
+    (out / "manifest.json").write_text(json.dumps(manifest))
+    return open_bundle(out)
 
 
 def picture(seed: int, size: tuple[int, int] = (64, 96)) -> Picture:

@@ -7,6 +7,7 @@ synchronised, so a result that is read too early is not there.
 from __future__ import annotations
 
 import json
+import weakref
 import zlib
 from functools import cached_property
 from typing import Any, ClassVar
@@ -154,13 +155,22 @@ class IExecutionContext(Plain):
         if missing:
             self.complain(f"Address is not set for {sorted(missing)}")
             return False
-        if not self.owns_memory:
-            if self.memory is None or self.memory[1] < self.owner.device_memory_size:
-                self.complain("device memory is not set, or too small")
-                return False
-            fake_cuda.view(*self.memory)  # which must not have been freed
-        addresses = dict(self.addresses)
-        stream.enqueue(lambda: self.compute(addresses))
+        size = self.memory[1] if self.memory else 0
+        if not self.owns_memory and size < self.owner.device_memory_size:
+            self.complain("device memory is not set, or too small")
+            return False
+        addresses, memory = dict(self.addresses), None if self.owns_memory else self.memory
+        itself = weakref.ref(self)
+
+        def work() -> None:  # perhaps again and again, from a captured graph
+            context = itself()
+            if context is None:
+                raise fake_cuda.Misuse("what an engine queued runs after the engine is gone")
+            if memory is not None:
+                fake_cuda.view(*memory)
+            context.compute(addresses)
+
+        stream.enqueue(work)
         return True
 
     def compute(self, addresses: dict[str, int]) -> None:

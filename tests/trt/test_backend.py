@@ -127,6 +127,7 @@ def test_all_of_it_happens_in_one_thread(plain: Bundle, ten: TensorRT, open_back
     threads = {call.thread for call in ten.calls if not call.name.startswith("Logger")}
     assert threads == {backend.device.worker.thread.ident}
     assert threading.get_ident() not in threads
+    assert ten.count("Runtime.deserialize_cuda_engine") == 1, "two streams, one engine"
     backend.close()
     assert not backend.device.worker.thread.is_alive()
 

@@ -135,6 +135,16 @@ def test_memory_that_tensorrt_does_not_get_is_a_matter_of_memory(
         backend.load(rungs(plain)[0])
 
 
+def test_a_driver_that_tensorrt_finds_too_old_is_no_matter_of_the_engine(
+    plain: Bundle, ten: TensorRT, open_backend: Open
+) -> None:
+    backend = open_backend(plain, ten)
+    ten.fail["Runtime.deserialize_cuda_engine"] = "CUDA driver version is insufficient"
+    with pytest.raises(DeviceError, match="update the driver") as refused:
+        backend.load(rungs(plain)[0])
+    assert not isinstance(refused.value, EngineError)
+
+
 def test_without_a_driver_no_runtime_is_made(
     plain: Bundle, ten: TensorRT, engines: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

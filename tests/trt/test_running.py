@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 from collections.abc import Callable
 from pathlib import Path
@@ -188,6 +189,36 @@ def test_each_rung_and_turn_is_captured_once(
     assert gpu.counts["cuStreamBeginCapture_v2"] == 2, "the two turns of a warm start"
     runs = ten.count(RUN)
     assert runs == 3 + 2, "one cold and two warm ones directly, and those that were captured"
+
+
+def test_what_was_captured_goes_with_what_it_uses(
+    plain: Bundle, ten: TensorRT, open_backend: Open, tmp_path: Path, gpu: fake_cuda.Gpu
+) -> None:
+    """Neither after its engine was loaded anew nor in memory that moved is it launched again."""
+    small, graph, large = rungs(plain)
+
+    def engine_of(graph: str) -> Path:
+        path = tmp_path / "engine"
+        path.write_bytes(engine_bytes(ten.version, plain.path / graph, 4096 + (graph == large)))
+        return path
+
+    backend = open_backend(plain, ten, engine_of=engine_of)
+    backend.load(small)  # so that the memory stays when the other engine goes
+    changes = [
+        lambda: backend.load(large),  # moves the memory that all work in
+        lambda: backend.unload(large),
+        lambda: (backend.unload(graph), gc.collect()),
+    ]
+    with session(backend, plain, PROFILE, TWO) as stream:
+        for change in changes:
+            for _ in range(7):
+                stream(FRAMES[0])
+            assert gpu.graphs, "two turns are captured"
+            change()
+        stream.reset()
+        again = [stream(FRAMES[0]).residual for _ in range(7)]
+    with session(backend, plain, PROFILE, TWO) as stream:
+        assert again == [stream(FRAMES[0]).residual for _ in range(7)]
 
 
 @pytest.mark.parametrize(

@@ -77,6 +77,7 @@ class TensorRTBackend:
                 "frame: export with --batch 1 or --dynamic-batch"
             )
         self.bundle, self.flavour, self.engine_of = bundle, flavour, engine_of
+        self.profile_name = flavour.profile
         self.profile = bundle.profile(flavour.profile)
         self.name = flavour.name
         self.loading = threading.Lock()

@@ -33,6 +33,7 @@ DTYPES = {
 }  # fmt: skip
 OLDEST_CUDA = {"tensorrt-8": 11, "tensorrt-10": 11, "tensorrt-11": 12, "tensorrt-rtx": 12}
 NO_MEMORY = ("out of memory", "outofmemory", "cudaerrormemoryallocation")
+OLD_DRIVER = "driver version is insufficient"
 AGAIN = "build it again: edge-mdeq engine BUNDLE"
 
 
@@ -148,8 +149,10 @@ class Loader:
                 )
         return Loaded(engine, context, names, weights, self.scratch_of(engine))
 
-    def refusal(self, what: str, then: str) -> EngineError | MemoryLimitError:
+    def refusal(self, what: str, then: str) -> DeviceError | MemoryLimitError:
         said = self.said()
+        if OLD_DRIVER in said:
+            return DeviceError(f"{what}{said}: update the driver, or use the device cpu")
         if any(words in said.lower() for words in NO_MEMORY):
             free, total = self.device.cuda.mem_get_info()
             return MemoryLimitError(
