@@ -18,6 +18,7 @@ from mdeq_runtime.memory import peak_resident_bytes
 from mdeq_runtime.metrics import Metrics, Percentiles, Summary
 from mdeq_runtime.results import Frame, Result
 from mdeq_runtime.sinks.base import Sink, refuse_clashes
+from mdeq_runtime.sinks.lane import Fan
 from mdeq_runtime.slot import Capture, SlotPolicy, capture
 from mdeq_runtime.sources.base import Source
 
@@ -59,6 +60,8 @@ def run(
         session: answers each frame.
         source: where frames come from; a live one drops what the session is too slow for.
         sinks: each gets every result, with a "read" time added: ms spent waiting for the source.
+            A live source's results are left out of a sink that does not keep up, and go on to the
+            others when one fails; its error is raised in the end.
         max_frames: stop after so many.
         on_result: called after the sinks.
         stop: set it, from any thread, to end the run before the next frame.
@@ -74,7 +77,8 @@ def run(
     metrics = metrics or Metrics()
     metrics.source = source
     interrupted = False
-    with _closing([*sinks, source]):
+    fan = Fan(sinks, source.live)
+    with _closing([*fan.lanes, source]):
         refuse_clashes(source, sinks)
         for sink in sinks:
             sink.begin(session, metrics)
@@ -87,7 +91,7 @@ def run(
                         answer = session(frame)
                         times = {"read": read_ms, **answer.times}
                         result = replace(answer, times=times, age_ms=_age_ms(frame))
-                        go_on, write_ms = _deliver(frame, result, sinks, on_result)
+                        go_on, write_ms = _deliver(frame, result, fan, on_result)
                         before, dropped = dropped, frames.dropped
                         metrics.add(result, write_ms, dropped - before)
                         if govern is not None:
@@ -98,6 +102,8 @@ def run(
                     metrics.drop(frames.dropped - dropped)
         except KeyboardInterrupt:
             interrupted = True
+        if fan.failed is not None:  # the others went on without it until here
+            raise fan.failed
         summary = Summary(**vars(metrics.snapshot()), interrupted=interrupted)
     return replace(summary, peak_rss_bytes=peak_resident_bytes())  # closing may take some too
 
@@ -126,15 +132,15 @@ def _frames(
 def _deliver(
     frame: Frame,
     result: Result,
-    sinks: Sequence[Sink],
+    fan: Fan,
     on_result: Callable[[Result], None] | None,
 ) -> tuple[bool, float]:
-    """Whether every sink wants more, and the milliseconds that they took."""
+    """Whether every sink wants more, and the milliseconds that this took."""
     started = time.perf_counter()
-    wishes = [sink.write(frame, result) for sink in sinks]  # every sink gets it, whatever one says
+    go_on = fan.write(frame, result)
     if on_result is not None:
         on_result(result)
-    return all(wishes), 1000.0 * (time.perf_counter() - started)
+    return go_on, 1000.0 * (time.perf_counter() - started)
 
 
 @contextmanager

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Protocol
@@ -24,9 +25,19 @@ class Sink(Protocol):
 
     Attributes:
         place: the file or folder that it writes, None for neither.
+        queue: how many results may wait for it in a thread of its own (``sinks.lane``); 0: it is
+            quick, or belongs to the main thread, and is written to at once.
+        aside: whether it only accompanies a run, which would not go on for it alone.
     """
 
     place: Path | None = None
+    queue: int = 0
+    aside: bool = False
+
+    @property
+    def name(self) -> str:
+        """What messages call it."""
+        return str(self.place or type(self).__name__)
 
     def begin(self, session: object, metrics: Metrics) -> None:
         """Told before the first frame what answers frames and what counts them."""
@@ -38,6 +49,10 @@ class Sink(Protocol):
             SinkError: it cannot be written.
         """
         ...
+
+    def prepare(self, frame: Frame, result: Result) -> Callable[[], bool]:
+        """``write`` to be called later, once, from the sink's thread; it holds what it needs."""
+        return partial(self.write, frame, result)
 
     def holding(self, size: tuple[int, int] | None) -> int:
         """Bytes that it takes with frames of ``size`` (height, width), predicted."""

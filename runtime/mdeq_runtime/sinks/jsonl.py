@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
@@ -22,6 +23,8 @@ TOP = 5
 
 class JsonLinesSink(Sink):
     """Writes ``describe(result)`` line by line; every line is whole once it is in the file."""
+
+    queue = 256  # lines
 
     def __init__(self, path: Path, labels: Sequence[str]) -> None:
         """Check that ``path`` can be written; the first result starts the file anew.
@@ -42,9 +45,16 @@ class JsonLinesSink(Sink):
         Raises:
             SinkError: it cannot be written, or the sink is closed.
         """
+        return self.prepare(frame, result)()
+
+    def prepare(self, frame: Frame, result: Result) -> Callable[[], bool]:
+        """The line is all that waits."""
+        line = msgspec.json.encode(describe(result, self._labels)) + b"\n"
+        return partial(self._append, line)
+
+    def _append(self, line: bytes) -> bool:
         if self._closed:
             raise SinkError(f"{self._path} was closed; open a new sink")
-        line = msgspec.json.encode(describe(result, self._labels)) + b"\n"
         try:
             if self._file is None:
                 # unbuffered: a reader that follows the file sees whole lines, at once

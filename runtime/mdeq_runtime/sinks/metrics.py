@@ -26,6 +26,8 @@ class MetricsSink(Sink):
     is a warning: a run does not end because nobody can watch it.
     """
 
+    aside = True
+
     def __init__(
         self,
         path: Path,

@@ -11,6 +11,8 @@ __all__ = ["NullSink"]
 class NullSink(Sink):
     """Takes everything and keeps nothing."""
 
+    aside = True
+
     def write(self, frame: Frame, result: Result) -> bool:
         """Go on."""
         return True
