@@ -7,10 +7,13 @@ that is NumPy's, so that answers must agree to the last bit. ``tests/gpu`` has t
 from __future__ import annotations
 
 import gc
+import subprocess
+import sys
 import threading
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import fake_cuda
@@ -195,6 +198,58 @@ def test_what_is_forgotten_is_given_back(
     assert not gpu.blocks
     assert not gpu.pinned
     assert gpu.retained == 0
+
+
+UNCLOSED = """
+import atexit, sys
+
+def look():  # registered first, so it runs last
+    import fake_cuda
+    gpu = fake_cuda.gpu
+    print("left:", len(gpu.blocks), len(gpu.pinned), len(gpu.graphs), gpu.retained)
+
+atexit.register(look)
+sys.path[:0] = sys.argv[1:3]
+import fake_cuda
+from doubles import TensorRT
+from pathlib import Path
+from playing import FRAMES, session
+from tensorrt_models import engine_bytes
+from edge_mdeq.bundle import open_bundle
+from mdeq_runtime import FixedIterations
+from mdeq_runtime.backends import nvidia
+from mdeq_runtime.tensorrt.backend import TensorRTBackend
+from mdeq_runtime.tensorrt.versions import flavour_of
+
+driver = fake_cuda.Libcuda()
+nvidia._driver = lambda: driver
+sys.modules["pycuda.driver"] = fake_cuda
+bundle, engine = open_bundle(Path(sys.argv[3])), Path(sys.argv[4])
+ten = TensorRT("10.3.0")
+
+def engine_of(graph):
+    engine.write_bytes(engine_bytes(ten.version, bundle.path / graph))
+    return engine
+
+backend = TensorRTBackend(bundle, flavour_of(ten.module), engine_of)
+stream = session(backend, bundle, "tensorrt-10", FixedIterations(2))
+for frame in FRAMES:
+    stream(frame)
+print("at work:", len(fake_cuda.gpu.blocks) > 0, len(fake_cuda.gpu.graphs) > 0)
+raise SystemExit(3)
+"""
+
+
+def test_a_program_that_ends_without_closing_leaves_nothing(plain: Bundle, tmp_path: Path) -> None:
+    here = Path(__file__).parent
+    run = subprocess.run(
+        [sys.executable, "-c", UNCLOSED, here, here.parent, plain.path, tmp_path / "engine"],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert run.returncode == 3, run.stderr
+    assert run.stdout.split("\n")[:2] == ["at work: True True", "left: 0 0 0 0"], run.stderr
 
 
 # Memory
