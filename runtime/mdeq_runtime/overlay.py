@@ -5,7 +5,6 @@ No loop here runs over pixels: a 1080p frame costs a few milliseconds.
 
 from __future__ import annotations
 
-import colorsys
 import math
 from collections.abc import Sequence
 from functools import lru_cache
@@ -17,14 +16,15 @@ from numpy.typing import NDArray
 from edge_mdeq.errors import require
 from mdeq_runtime.answers import UNSEEN, class_shares, label_of, top_scores
 from mdeq_runtime.glyphs import letter
+from mdeq_runtime.palette import colour_of
 from mdeq_runtime.results import Result
 
-__all__ = ["Image", "Palette", "draw"]
+__all__ = ["Image", "Palette", "class_colour", "draw"]
 
 Image = NDArray[np.uint8]
 Palette = Sequence[tuple[int, int, int]]
 
-GREY, GREEN, AMBER = (150, 150, 150), (90, 200, 90), (40, 160, 250)  # BGR
+GREY, BLUE, ORANGE = (150, 150, 150), (233, 180, 86), (0, 94, 213)  # BGR, told apart by all eyes
 TOP = 5
 SHADE = 0.35  # what is left of a frame's brightness under text
 LEGEND_HEIGHT = 0.6  # largest share of the frame that the legend may cover
@@ -40,6 +40,8 @@ def draw(
     palette: Palette = (),
     *,
     opacity: float = 0.5,
+    mask: bool = True,
+    numbers: bool = True,
 ) -> Image:
     """A new image (h, w, 3) BGR with ``result`` drawn over ``image``, which stays as it is.
 
@@ -47,28 +49,39 @@ def draw(
         image: the frame (h, w, 3) uint8 BGR.
         result: its answer, a mask (h, w) or scores (classes,).
         labels: a name per class; numbers stand in for missing ones.
-        palette: an RGB colour per class; made up where it is missing.
+        palette: an RGB colour per class; ``palette.colour_of`` where it is missing.
         opacity: of the mask's colours, 0...1.
+        mask: whether the mask is blended in.
+        numbers: whether legend or best classes, and how the solve went, are written.
     """
     cv2 = require("cv2", "camera", "drawing results")
     colours = _colours(tuple((int(r), int(g), int(b)) for r, g, b in palette))
-    if result.output.ndim == 2:
+    segmented = result.output.ndim == 2
+    if segmented and mask:
         canvas = _blend(cv2, image, result.output, colours, opacity)
-        shares = [(i, share) for i, share in class_shares(result.output) if i != UNSEEN]
     else:
         canvas = image.copy()
+    if numbers:
+        pen = _Pen(cv2, canvas)
+        _draw_rows(pen, _rows(result, labels, colours, pen.room))
+        _draw_gauge(pen, result)
+    return canvas
+
+
+def _rows(result: Result, labels: Sequence[str], colours: Image, room: int) -> list[Row]:
+    """The legend: the classes with the largest share or score, as many as there is room for."""
+    if result.output.ndim == 2:
+        shares = [(i, share) for i, share in class_shares(result.output) if i != UNSEEN]
+    else:
         shares = top_scores(result.output, TOP)
-    pen = _Pen(cv2, canvas)
-    kept = shares if len(shares) <= pen.room else shares[: pen.room - 1]
+    kept = shares if len(shares) <= room else shares[: room - 1]
     hidden = len(shares) - len(kept)
     if result.output.ndim == 2:
         kept = sorted(kept)  # by class: rows that swap places from frame to frame are unreadable
     rows = [(_share_text(i, share, labels), _bgr(colours, i)) for i, share in kept]
     if hidden:
         rows.append((f"+{hidden} more", GREY))
-    _draw_rows(pen, rows)
-    _draw_gauge(pen, result)
-    return canvas
+    return rows
 
 
 def _blend(
@@ -87,14 +100,16 @@ def _colours(palette: tuple[tuple[int, int, int], ...]) -> Image:
     """(256, 1, 3) BGR, the form that applyColorMap looks up."""
     table = np.zeros((256, 1, 3), np.uint8)
     for index in range(256):
-        if index < len(palette):
-            red, green, blue = palette[index]
-        else:  # steps of the golden ratio keep neighbouring indices apart
-            hue = colorsys.hsv_to_rgb(index * 0.618034 % 1.0, 0.65, 0.95)
-            red, green, blue = (round(255 * part) for part in hue)
+        red, green, blue = palette[index] if index < len(palette) else colour_of(index)
         table[index, 0] = (blue, green, red)
     table.flags.writeable = False
     return table
+
+
+def class_colour(index: int, palette: Palette) -> tuple[int, int, int]:
+    """The RGB colour in which a class is drawn."""
+    blue, green, red = _bgr(_colours(tuple((int(r), int(g), int(b)) for r, g, b in palette)), index)
+    return red, green, blue
 
 
 def _bgr(colours: Image, index: int) -> tuple[int, int, int]:
@@ -142,13 +157,17 @@ class _Pen:
 
 def _draw_gauge(pen: _Pen, result: Result) -> None:
     """A strip on top with the numbers, and under them a bar that fills as the residual falls."""
-    colour = GREEN if result.converged else AMBER
+    colour = BLUE if result.converged else ORANGE
     bar = max(3, pen.line // 6)
     pen.shade(0, 0, pen.width, pen.line + bar)
     milliseconds = sum(ms for stage, ms in result.times.items() if stage != "read")
     start = "warm" if result.warm else "cold"
-    text = f"{result.iterations} it  res {result.residual:.1e}  {start}  {milliseconds:.0f} ms"
-    pen.write(pen.letter(text), pen.line // 3, 0)
+    said = [f"{result.iterations} it", f"res {result.residual:.1e}", start, f"{milliseconds:.0f} ms"]
+    text = pen.letter("  ".join(said))
+    while said[1:] and text.shape[1] + pen.line // 3 > pen.width:  # what matters least goes first
+        said.pop()
+        text = pen.letter("  ".join(said))
+    pen.write(text, pen.line // 3, 0)
     pen.fill(0, pen.line, round(pen.width * _progress(result.residual)), bar, colour)
 
 

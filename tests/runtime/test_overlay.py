@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from mdeq_runtime.answers import class_shares, label_of, top_scores
-from mdeq_runtime.overlay import draw
+from mdeq_runtime.overlay import BLUE, ORANGE, draw
+from mdeq_runtime.palette import SAFE
 from mdeq_runtime.results import Result
 
 LABELS = ("sky", "road", "car")
@@ -63,7 +64,7 @@ def gauge(residual: float, converged: bool) -> Any:
     image = np.zeros((240, 320, 3), np.uint8)
     scores = np.array([1.0], np.float32)
     drawn = draw(image, result(scores, residual=residual, converged=converged), ("a",))
-    colour = (90, 200, 90) if converged else (40, 160, 250)
+    colour = BLUE if converged else ORANGE
     return (drawn[:60] == colour).all(axis=2)
 
 
@@ -73,6 +74,69 @@ def test_the_gauge_fills_as_the_residual_falls_and_its_colour_says_converged() -
     assert lengths[0] == 0 < lengths[1] < lengths[2] < lengths[3]
     assert gauge(0.1, False).any()
     assert not gauge(float("nan"), False).any()
+
+
+def test_classes_without_a_colour_get_one_that_all_eyes_tell_apart() -> None:
+    image = np.zeros((240, 320, 3), np.uint8)
+    mask = np.zeros((240, 320), np.uint8)
+    mask[:, 160:] = 1
+    drawn = draw(image, result(mask), LABELS, PALETTE[:1], opacity=1.0)
+    assert drawn[100, 300].tolist() == list(SAFE[1][::-1])
+    assert drawn[60, 140].tolist() == list(PALETTE[0][::-1])
+
+
+def test_mask_and_numbers_can_be_left_out() -> None:
+    image = np.full((240, 320, 3), 100, np.uint8)
+    mask = np.ones((240, 320), np.uint8)
+    both = draw(image, result(mask), LABELS, PALETTE)
+    numbers = draw(image, result(mask), LABELS, PALETTE, mask=False)
+    masked = draw(image, result(mask), LABELS, PALETTE, numbers=False)
+    assert (numbers[100, 200:] == 100).all()
+    assert (numbers[:12] != 100).any()
+    assert (masked[100] == both[100, -1]).all()
+    assert (masked == masked[0, 0]).all(), "nothing is written"
+    np.testing.assert_array_equal(
+        draw(image, result(mask), LABELS, PALETTE, mask=False, numbers=False), image
+    )
+
+
+def luminance(grey: Any) -> Any:
+    """Relative, 0...1, of sRGB grey levels."""
+    value = np.asarray(grey) / 255
+    return np.where(value <= 0.04045, value / 12.92, ((value + 0.055) / 1.055) ** 2.4)
+
+
+@pytest.mark.parametrize("width", [320, 640, 1280, 1920])
+@pytest.mark.parametrize("brightness", [0, 128, 255])
+def test_it_can_be_read_at_every_size_and_on_every_picture(width: int, brightness: int) -> None:
+    """Letters of 7 pixels or more that stand out by 4.5 to 1, as the web's guidelines ask.
+
+    The gauge is all there, so is its text, and a legend of three rows covers little.
+    """
+    size = (width * 3 // 4, width)
+    image = np.full((*size, 3), brightness, np.uint8)
+    mask = np.zeros(size, np.uint8)
+    mask[:, width // 2 :] = 1
+    drawn = draw(image, result(mask), LABELS, PALETTE, opacity=0.0)
+    shaded = drawn[0, -1, 0]  # the strip's right end, where nothing is written
+    strip = drawn[: width // 12, :, 0].astype(int)
+    written = np.argwhere(strip[: np.argmax(strip[:, -1] != shaded) or None] > 200)
+    top, left = written.min(axis=0)
+    bottom, right = written.max(axis=0)
+    assert bottom - top + 1 >= 7
+    assert right < width - 5, "the last word is whole"
+    contrast = (luminance(255) + 0.05) / (luminance(shaded) + 0.05)
+    assert contrast >= 4.5
+    changed = (drawn != image).any(axis=2).mean()
+    assert changed < 0.25 if brightness else True
+
+
+def test_a_narrow_picture_leaves_out_words_and_not_halves_of_them() -> None:
+    for width in (64, 96, 128, 160, 200):
+        image = np.zeros((120, width, 3), np.uint8)
+        scores = np.array([1.0], np.float32)
+        drawn = draw(image, result(scores, residual=1.0), ("a",))
+        assert not drawn[:15, -3:].any(), "a word is cut off"
 
 
 def test_shares_and_scores_are_sorted() -> None:
