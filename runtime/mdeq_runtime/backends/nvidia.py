@@ -16,7 +16,7 @@ from edge_mdeq.errors import DeviceError
 __all__ = ["CudaDevice", "DeviceMemory", "find_device", "tensorrt_version"]
 
 DRIVER = "libcuda.so.1"  # of the driver, so it is the same for every CUDA
-MAJOR, MINOR = 75, 76  # CUdevice_attribute: compute capability
+MAJOR, MINOR, INTEGRATED = 75, 76, 18  # CUdevice_attribute
 
 
 @dataclass(frozen=True)
@@ -28,12 +28,14 @@ class CudaDevice:
         name: such as "Orin".
         capability: compute capability, (8, 7) for an Orin.
         driver: the newest CUDA that the driver supports, such as 12060.
+        integrated: whether it shares its memory with the CPU, as on a Jetson.
     """
 
     index: int
     name: str
     capability: tuple[int, int]
     driver: int
+    integrated: bool = False
 
 
 def find_device(index: int = 0) -> CudaDevice:
@@ -47,12 +49,13 @@ def find_device(index: int = 0) -> CudaDevice:
     _call(driver, "cuDeviceGet", ctypes.byref(device), index)
     name = ctypes.create_string_buffer(256)
     _call(driver, "cuDeviceGetName", name, len(name), device)
-    capability = []
-    for attribute in (MAJOR, MINOR):
+    asked = []
+    for attribute in (MAJOR, MINOR, INTEGRATED):
         _call(driver, "cuDeviceGetAttribute", ctypes.byref(number), attribute, device)
-        capability.append(number.value)
+        asked.append(number.value)
     _call(driver, "cuDriverGetVersion", ctypes.byref(number))
-    return CudaDevice(index, name.value.decode(), (capability[0], capability[1]), number.value)
+    major, minor, integrated = asked
+    return CudaDevice(index, name.value.decode(), (major, minor), number.value, bool(integrated))
 
 
 class DeviceMemory:

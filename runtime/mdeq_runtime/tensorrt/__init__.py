@@ -10,8 +10,13 @@
     identity   what an engine depends on
     engines    where engines lie, and which of them fit
     opening    whether they can run here, and if not, why
+    worker     the one thread that uses the GPU
     device     CUDA: context, stream, memory
-    backend    runs engines as the session's backend
+    capture    what a frame queues, recorded as a CUDA graph
+    state      a stream's buffers, on the device
+    loading    an engine's file becomes one that can run
+    running    engines side by side, in one memory to work in
+    backend    all of this as the session's backend
 
 Importing any of these imports neither TensorRT nor pycuda.
 """

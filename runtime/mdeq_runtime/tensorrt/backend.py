@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import threading
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from edge_mdeq.bundle import Bundle, Parts, Rung
 from edge_mdeq.errors import BundleError, EdgeMdeqError, SessionError
-from mdeq_runtime.backends import Answer
+from mdeq_runtime.backends import Answer, Footprint
 from mdeq_runtime.tensorrt.device import Block, Device
 from mdeq_runtime.tensorrt.running import Engines
 from mdeq_runtime.tensorrt.state import (
@@ -212,6 +212,25 @@ class TensorRTBackend:
     def device_bytes(self) -> int:
         """Device memory in bytes that engines, their working memory and states take."""
         return self.device.taken
+
+    def footprint(self, graphs: Sequence[str]) -> Footprint:
+        """What engines take of the process's memory limit; see ``backends.PredictsMemory``.
+
+        On a board whose GPU shares the memory that is what they take there; elsewhere nothing, as
+        the limit holds on the GPU by itself. The library is in what the process holds already.
+
+        Raises:
+            EngineError: a graph has no engine that fits.
+        """
+        if not self.device.gpu.integrated:
+            return Footprint(0, 0, 0)
+        loaded = self.engines.loaded
+        sizes = [
+            loaded[graph].weights if graph in loaded else self.engine_of(graph).stat().st_size
+            for graph in graphs
+        ]
+        working = self.engines.scratch.size if self.engines.scratch else 0
+        return Footprint(0, sum(sizes), working)
 
     def check_open(self) -> None:
         if not self.shut.alive:

@@ -24,7 +24,7 @@ from edge_mdeq.files import write_atomic
 from mdeq_runtime.backends.engine_cache import engine_roots
 from mdeq_runtime.tensorrt.identity import Identity, differences
 
-__all__ = ["EngineRecord", "EngineStore"]
+__all__ = ["EngineRecord", "EngineStore", "read_record"]
 
 RECORD_LIMIT = 2**20  # bytes; far above any real one
 

@@ -15,7 +15,7 @@ from edge_mdeq.errors import EngineError, MissingExtraError
 from mdeq_runtime.backends import Backend
 from mdeq_runtime.backends.nvidia import find_device
 from mdeq_runtime.policies import Policy
-from mdeq_runtime.tensorrt.engines import EngineStore
+from mdeq_runtime.tensorrt.engines import EngineStore, read_record
 from mdeq_runtime.tensorrt.identity import identify
 from mdeq_runtime.tensorrt.settings import BuildSettings, in_fp16, needed
 from mdeq_runtime.tensorrt.versions import Release, find_flavour, find_release
@@ -51,11 +51,12 @@ def open_engines(
     """
     release, store = find_engines(bundle, cache)
     graphs = needed(store.profile, policies, carry)
-    for graph in graphs:
-        store.find(graph)
+    built = [read_record(store.find(graph).with_suffix(".json")) for graph in graphs]
+    streaming = any(record.settings.get("stream_weights") for record in built)
     from mdeq_runtime.tensorrt.backend import TensorRTBackend
 
-    backend = TensorRTBackend(bundle, find_flavour(release.rtx), store.find, limit)
+    flavour = find_flavour(release.rtx)
+    backend = TensorRTBackend(bundle, flavour, store.find, limit, streaming=streaming)
     try:
         for graph in graphs:
             backend.load(graph)
