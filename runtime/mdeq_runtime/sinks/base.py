@@ -41,6 +41,7 @@ class Sink(Protocol):
 
     def begin(self, session: object, metrics: Metrics) -> None:
         """Told before the first frame what answers frames and what counts them."""
+        return
 
     def write(self, frame: Frame, result: Result) -> bool:
         """Take one result; False asks to stop the run.
