@@ -29,7 +29,9 @@ __all__ = ["run"]
 def run(
     bundle: Path = typer.Argument(help="The bundle, NAME.mdeq."),
     source: str = typer.Argument(help="A video, images/*.jpg, a camera index, v4l2:///dev/videoN."),
-    output: str = typer.Argument(None, help="annotated.mp4, results.jsonl, masks/, display://"),
+    output: str = typer.Argument(
+        None, help="annotated.mp4, results.jsonl, masks/, display://, http://0.0.0.0:8080"
+    ),
     more: list[str] = typer.Option([], "--output", help="Further outputs; may be repeated."),
     iterations: int = typer.Option(
         None, min=1, help="Evaluations of f per frame, cold and warm alike."
@@ -107,6 +109,7 @@ def run(
             sinks.append(stack.enter_context(MetricsSink(metrics, gathered, metrics_every)))
             targets.append(str(metrics))
         note(opened, model, as_json)
+        name_pages(sinks)
         on_result = stack.enter_context(progress_bar(opened, as_json))
         stop_by_signals()
         summary = run_pipeline(
@@ -207,6 +210,13 @@ def note(source: Source, model: Model, quiet: bool) -> None:
     """Say what was opened."""
     if not quiet:
         typer.echo(f"{model.manifest.name} on {model.backend.name}; source: {source.description}")
+
+
+def name_pages(sinks: list[Sink]) -> None:
+    """Say where a live page is to be found, on stderr: with ``--json``, stdout is for programs."""
+    for sink in sinks:
+        if url := getattr(sink, "url", None):
+            typer.echo(f"live page: {url}", err=True)
 
 
 @contextmanager

@@ -68,6 +68,11 @@ class Sensors:
         ]
         return max(found, key=lambda heat: heat.above, default=None)
 
+    def celsius(self) -> dict[str, float]:
+        """The temperature of every zone that can be read, °C, by its name."""
+        found = ((name, read_celsius(path)) for name, path, _ in self.zones)
+        return {name: celsius for name, celsius in found if celsius is not None}
+
     def watts(self) -> float | None:
         """Power from the supply: of the rail before all others, else of all; None without rails."""
         found = [

@@ -294,7 +294,7 @@ def test_a_device_may_stand_in_for_a_file(tmp_path: Path) -> None:
         ("out.json", r"did you mean '\.jsonl'"),
         ("nameless", "a name without suffix"),
         ("displai://", "did you mean 'display'"),
-        ("http://0.0.0.0:8080", "not supported yet"),
+        ("https://0.0.0.0:8080", "put a reverse proxy before it"),
         ("masks://", "names no folder"),
     ],
 )

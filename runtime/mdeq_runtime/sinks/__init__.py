@@ -17,10 +17,12 @@ from mdeq_runtime.uris import did_you_mean, split_scheme
 
 __all__ = ["Sink", "open_sink"]
 
-SCHEMES = ("display", "masks")
-LATER_SCHEMES = ("http", "https", "rtsp")
+SCHEMES = ("display", "http", "masks")
+LATER_SCHEMES = ("rtsp",)
 SUFFIXES = (*CODECS, ".jsonl")
-KNOWN = "NAME.mp4, NAME.avi, NAME.jsonl, FOLDER/ or masks://FOLDER, display://, none"
+KNOWN = (
+    "NAME.mp4, NAME.avi, NAME.jsonl, FOLDER/ or masks://FOLDER, display://, http://HOST:PORT, none"
+)
 
 
 def open_sink(
@@ -37,6 +39,7 @@ def open_sink(
     ``out.jsonl``                       one JSON object per frame
     ``masks/`` or ``masks://FOLDER``    one PNG of class indices per frame
     ``display://``                      a window
+    ``http://HOST:PORT``                a live page for browsers (``mdeq_runtime.web``)
     ``none``                            nowhere
     ==================================  ==================================================
 
@@ -55,6 +58,10 @@ def open_sink(
         return NullSink()
     if text == "display" or scheme == "display":
         return WindowSink(labels, palette)
+    if scheme in ("http", "https"):
+        from mdeq_runtime.web import LivePage
+
+        return LivePage(text, labels, palette)
     if scheme == "masks" and rest:
         return MaskSink(Path(rest))
     if scheme:
