@@ -160,9 +160,8 @@ def _draw_gauge(pen: _Pen, result: Result) -> None:
     colour = BLUE if result.converged else ORANGE
     bar = max(3, pen.line // 6)
     pen.shade(0, 0, pen.width, pen.line + bar)
-    milliseconds = sum(ms for stage, ms in result.times.items() if stage != "read")
-    start = "warm" if result.warm else "cold"
-    said = [f"{result.iterations} it", f"res {result.residual:.1e}", start, f"{milliseconds:.0f} ms"]
+    start, spent = "warm" if result.warm else "cold", f"{result.busy_ms:.0f} ms"
+    said = [f"{result.iterations} it", f"res {result.residual:.1e}", start, spent]
     text = pen.letter("  ".join(said))
     while said[1:] and text.shape[1] + pen.line // 3 > pen.width:  # what matters least goes first
         said.pop()

@@ -121,7 +121,7 @@ def test_it_can_be_read_at_every_size_and_on_every_picture(width: int, brightnes
     shaded = drawn[0, -1, 0]  # the strip's right end, where nothing is written
     strip = drawn[: width // 12, :, 0].astype(int)
     written = np.argwhere(strip[: np.argmax(strip[:, -1] != shaded) or None] > 200)
-    top, left = written.min(axis=0)
+    top = written[:, 0].min()
     bottom, right = written.max(axis=0)
     assert bottom - top + 1 >= 7
     assert right < width - 5, "the last word is whole"

@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -65,24 +66,45 @@ def shown(xserver: XServer) -> Iterator[subprocess.Popen[str]]:
         process.kill()
 
 
-def test_the_window_is_the_annotated_frame_and_nothing_else(
-    xserver: XServer, shown: subprocess.Popen[str]
-) -> None:
-    mask = np.zeros(SIZE, np.uint8)
-    mask[:, 160:] = 1
+def expected(mask: bool = True, numbers: bool = True) -> Any:
+    classes = np.zeros(SIZE, np.uint8)
+    classes[:, 160:] = 1
     image = np.full((*SIZE, 3), 100, np.uint8)
-    result = Result(mask, None, 4, 0.02, True, True, "", {"solve": 2.0})
-    drawn = draw(image, result, LABELS, PALETTE)
+    result = Result(classes, None, 4, 0.02, True, True, "", {"solve": 2.0})
+    return draw(image, result, LABELS, PALETTE, mask=mask, numbers=numbers)
+
+
+def wait_for(xserver: XServer, drawn: Any) -> Any:
+    """The screen, once it shows this: a busy X server draws a little later than a program shows."""
     until = time.monotonic() + 20
-    while True:  # what a program has shown, a busy X server draws a little later
+    while True:
         screen = xserver.picture()
         on_screen = screen[: SIZE[0], : SIZE[1]].astype(int)
         alike = (np.abs(on_screen - drawn) <= 2).mean()
         if alike > 0.99 or time.monotonic() > until:
             break
     assert alike > 0.99
+    return screen
+
+
+def test_the_window_is_the_annotated_frame_and_nothing_else(
+    xserver: XServer, shown: subprocess.Popen[str]
+) -> None:
+    screen = wait_for(xserver, expected())
     assert not screen[SIZE[0] :].any()
     assert not screen[:, SIZE[1] :].any()
+
+
+def test_keys_hide_and_show_mask_and_numbers(
+    xserver: XServer, shown: subprocess.Popen[str]
+) -> None:
+    window = xserver.window(TITLE)
+    mask = numbers = True
+    for key in ("o", "n", "O", "N"):
+        xserver.press(window, key)
+        mask ^= key in "oO"
+        numbers ^= key in "nN"
+        wait_for(xserver, expected(mask, numbers))
 
 
 @pytest.mark.parametrize("way", ["q", "Q", "Escape", "the window's button"])

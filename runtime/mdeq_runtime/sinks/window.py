@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,6 +19,8 @@ __all__ = ["WindowSink"]
 
 TITLE = "edge-mdeq"
 STOP_KEYS = (ord("q"), ord("Q"), 27)  # 27 is Esc
+MASK_KEYS, NUMBER_KEYS = (ord("o"), ord("O")), (ord("n"), ord("N"))
+REST = 1.0  # times as long as showing a frame took, until the next one is shown
 PROBE_TIMEOUT_S = 20.0
 ADVICE = "use --headless, or another output such as out.mp4, out.jsonl or masks/"
 # Qt aborts the whole process when it cannot reach the screen, so another process tries first.
@@ -25,9 +28,11 @@ PROBE = "import cv2; cv2.namedWindow('edge-mdeq'); cv2.waitKey(1); cv2.destroyAl
 
 
 class WindowSink(Sink):
-    """Shows each annotated frame; q, Esc or closing the window ends the run.
+    """Shows annotated frames; q, Esc or closing the window ends the run.
 
-    Belongs to the main thread, as all windows of OpenCV do.
+    The key o hides and shows the mask, n the numbers. A window belongs to the main thread, as all
+    of OpenCV do, so a slow screen would hold up the run: at most every other moment is spent on it,
+    and the frames that come meanwhile are not shown.
     """
 
     def __init__(self, labels: Sequence[str], palette: Palette) -> None:
@@ -46,6 +51,8 @@ class WindowSink(Sink):
         self._cv2.namedWindow(TITLE, flags)
         self._sized = False
         self._open = True
+        self._mask = self._numbers = True
+        self._again = 0.0  # the clock's time for the next frame
 
     def write(self, frame: Frame, result: Result) -> bool:
         """Show one frame; False once the user wants to stop."""
@@ -54,8 +61,19 @@ class WindowSink(Sink):
             height, width = frame.image.shape[:2]
             cv2.resizeWindow(TITLE, width, height)
             self._sized = True
-        cv2.imshow(TITLE, draw(frame.image, result, self._labels, self._palette))
+        started = time.perf_counter()
+        if started >= self._again:
+            shown = draw(
+                frame.image, result, self._labels, self._palette,
+                mask=self._mask, numbers=self._numbers,
+            )  # fmt: skip
+            cv2.imshow(TITLE, shown)
         key = cv2.waitKey(1) & 0xFF
+        if started >= self._again:
+            now = time.perf_counter()
+            self._again = now + REST * (now - started)
+        self._mask ^= key in MASK_KEYS
+        self._numbers ^= key in NUMBER_KEYS
         return key not in STOP_KEYS and self._visible()
 
     def holding(self, size: tuple[int, int] | None) -> int:
