@@ -100,12 +100,13 @@ class Figures:
         if newest is None:
             return {"classes": [], "kind": "none"}
         if newest.output.ndim == 2:
-            shares = [(i, share) for i, share in class_shares(newest.output) if i != UNSEEN]
+            largest = [(i, s) for i, s in class_shares(newest.output) if i != UNSEEN][:CLASSES]
+            shares = sorted(largest)  # rows that swap places would be unreadable
         else:
             shares = top_scores(newest.output, 5)
         rows = [
             (label_of(i, self.labels), hexadecimal(class_colour(i, self.palette)), share)
-            for i, share in shares[:CLASSES]
+            for i, share in shares
         ]
         return {"classes": rows, "kind": "areas" if newest.output.ndim == 2 else "scores"}
 

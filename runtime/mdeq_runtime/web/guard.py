@@ -140,9 +140,10 @@ class Guard:
         except ValueError:
             return False
         try:
-            return self.any_address or ipaddress.ip_address(name).is_loopback
+            address = ipaddress.ip_address(name)
         except ValueError:
             return name in self.names
+        return self.any_address or address.is_loopback
 
     def ask_for_token(self, request: Request, address: str) -> Response | None:
         link = request.query_params.get("token") if request.url.path == "/" else None

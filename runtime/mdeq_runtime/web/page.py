@@ -75,7 +75,8 @@ class LivePage(Sink):
             self.url += f"?token={self.token}"
         encoding = partial(encode, labels=tuple(labels), palette=tuple(palette))
         self.full = partial(encoding, quality=SNAPSHOT_QUALITY)
-        small = partial(encoding, quality=address.quality, width=address.width)
+        # the page has them beside the picture
+        small = partial(encoding, quality=address.quality, width=address.width, numbers=False)
         self.figures = Figures(labels, palette, sensors)
         self.publisher = Publisher(small, self.figures, address.rate)
         app = make_app(self.publisher, self.snapshot, address.viewers, address.controls)

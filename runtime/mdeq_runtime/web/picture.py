@@ -23,6 +23,7 @@ def encode(
     *,
     quality: int,
     width: int | None = None,
+    numbers: bool = True,
 ) -> bytes:
     """The annotated frame as JPEG.
 
@@ -33,6 +34,7 @@ def encode(
         labels, palette: a name and an RGB colour per class.
         quality: 1...100.
         width: pixels at most; None: as wide as the frame is.
+        numbers: whether the legend and how the solve went are written over the picture.
 
     Raises:
         SinkError: OpenCV cannot encode it.
@@ -45,7 +47,7 @@ def encode(
         if result.output.ndim == 2:
             mask = cv2.resize(result.output, size, interpolation=cv2.INTER_NEAREST)
             result = replace(result, output=mask, confidence=None)
-    drawn = draw(image, result, labels, palette)
+    drawn = draw(image, result, labels, palette, numbers=numbers)
     done, data = cv2.imencode(".jpg", drawn, [cv2.IMWRITE_JPEG_QUALITY, quality])
     if not done:
         raise SinkError("OpenCV cannot encode JPEG; reinstall opencv-python")

@@ -6,15 +6,14 @@ export const COLOURS = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "
 /** A chart in a card of its own.
  * @param {HTMLElement} parent where the card goes
  * @param {{title: string, unit?: string, log?: boolean, stack?: boolean, steps?: boolean,
- *          floor?: number, format?: (value: number) => string}} options
+ *          floor?: number, optional?: boolean}} options ``optional``: hidden while it is empty
  */
 export class Chart {
   constructor(parent, options) {
     this.options = options;
-    this.format = options.format ?? short;
     this.series = new Map(); // name -> [[seconds, value], ...]
     this.mark = null; // a value to compare with
-    const card = parent.appendChild(document.createElement("div"));
+    const card = (this.card = parent.appendChild(document.createElement("div")));
     card.className = "chart";
     const title = card.appendChild(document.createElement("h2"));
     title.append(options.title);
@@ -40,6 +39,7 @@ export class Chart {
   }
 
   draw(now) {
+    this.card.hidden = Boolean(this.options.optional) && !this.count;
     const ratio = window.devicePixelRatio || 1;
     const width = this.canvas.clientWidth;
     const height = this.canvas.clientHeight;
@@ -69,7 +69,7 @@ export class Chart {
       pen.stroke();
       pen.fillStyle = faint;
       pen.textAlign = "right";
-      pen.fillText(this.format(value), left - 5, y(value));
+      pen.fillText(short(value), left - 5, y(value));
     }
     pen.save();
     pen.beginPath();
@@ -147,17 +147,17 @@ export class Chart {
     this.canvas.setAttribute("aria-label", `${this.options.title}: ${words.join(", ")}`);
     if (newest.length < 2 && !this.options.stack) return;
     this.names.replaceChildren(
-      ...words.map((text, index) => {
+      ...words.flatMap((text, index) => {
         const span = document.createElement("span");
         span.textContent = `■ ${text}`;
         span.style.color = COLOURS[index % COLOURS.length];
-        return span;
+        return [span, " "]; // where lines may be broken
       }),
     );
   }
 
   say(value) {
-    return value === null ? "–" : `${this.format(value)}${this.options.unit ?? ""}`;
+    return value === null ? "–" : `${short(value)}${this.options.unit ?? ""}`;
   }
 }
 

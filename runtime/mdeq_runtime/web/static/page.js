@@ -9,7 +9,7 @@ const iterations = new Chart(charts, { title: "Iterations", steps: true, floor: 
 const stages = new Chart(charts, { title: "Time by stage", unit: " ms", stack: true, floor: 0 });
 const rate = new Chart(charts, { title: "Frames per second", floor: 0 });
 const memory = new Chart(charts, { title: "Memory", unit: " MB" });
-const heat = new Chart(charts, { title: "Temperature", unit: " °C" });
+const heat = new Chart(charts, { title: "Temperature", unit: " °C", optional: true });
 const all = [residual, iterations, stages, rate, memory, heat];
 
 let now = 0;
