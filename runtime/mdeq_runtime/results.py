@@ -55,6 +55,8 @@ class Result:
             when warm.
         age_ms: milliseconds from the frame's capture to this answer; None for files, and where no
             pipeline looked at the clock.
+        trace: (evaluations so far, residual) after each run of a graph: one pair for a count in one
+            graph, one per evaluation for a solve in parts; a start that was given up is in it.
     """
 
     output: NDArray[Any]
@@ -71,6 +73,7 @@ class Result:
     palette: tuple[tuple[int, int, int], ...] = ()
     cold: ColdKind | None = None
     age_ms: float | None = None
+    trace: tuple[tuple[int, float], ...] = ()
 
     @property
     def busy_ms(self) -> float:

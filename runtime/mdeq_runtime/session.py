@@ -240,6 +240,7 @@ class Session:
             labels=self.manifest.labels,
             palette=self.manifest.palette,
             cold=solved.cold.kind if solved.cold else None,
+            trace=solved.trace,
         )
         self.watch_deadline(result)
         return result

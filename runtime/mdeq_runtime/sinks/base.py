@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Sink", "check_file", "check_folder", "refuse_clashes"]
 
+PICTURES = (".jpg", ".jpeg", ".png")  # that sinks write into folders
+
 
 class Sink(Protocol):
     """Takes results, one after the other.
@@ -51,8 +53,11 @@ class Sink(Protocol):
         """
         ...
 
-    def prepare(self, frame: Frame, result: Result) -> Callable[[], bool]:
-        """``write`` to be called later, once, from the sink's thread; it holds what it needs."""
+    def prepare(self, frame: Frame, result: Result) -> Callable[[], bool] | None:
+        """``write`` to be called later, once, from the sink's thread; it holds what it needs.
+
+        None if the sink wants nothing of this result.
+        """
         return partial(self.write, frame, result)
 
     def holding(self, size: tuple[int, int] | None) -> int:
@@ -128,10 +133,10 @@ def refuse_clashes(source: Source, sinks: Sequence[Sink]) -> None:
     for place in (sink.place.resolve() for sink in sinks if sink.place is not None):
         if place in read:
             raise SinkError(f"output {place} is the source itself; choose another name")
-        if any(file.parent == place and file.suffix == ".png" for file in read):
+        if any(file.parent == place and file.suffix.lower() in PICTURES for file in read):
             raise SinkError(
-                f"output folder {place} holds the source's images, and masks could take their "
-                "names; choose another folder"
+                f"output folder {place} holds the source's images, whose names results could take; "
+                "choose another folder"
             )
         if place in taken:
             raise SinkError(f"output {place} is given twice; drop one")

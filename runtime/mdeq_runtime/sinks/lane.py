@@ -60,6 +60,8 @@ class Lane:
             self._report()
             if self._ending:
                 raise SinkError(f"{self.sink.name} was closed; open a new sink")
+            if job is None:
+                return not self._enough
             if self._thread.ident is None:
                 self._moved = time.monotonic()
                 self._thread.start()

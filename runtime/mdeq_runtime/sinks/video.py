@@ -18,7 +18,7 @@ from mdeq_runtime.sinks.fragments import FRAGMENT_S, FragmentedVideo, remove_lef
 from mdeq_runtime.sinks.plain_video import PlainVideo
 from mdeq_runtime.sources.base import pixels
 
-__all__ = ["CODECS", "VideoSink"]
+__all__ = ["CODECS", "VideoSink", "sound_fps"]
 
 CODECS = {".avi": "MJPG", ".mp4": "mp4v"}
 ENCODER, LOOKAHEAD = 9_000_000, 13  # bytes of code, frames
@@ -47,7 +47,7 @@ class VideoSink(Sink):
         """
         self._cv2: Any = require("cv2", "camera", "writing video files")
         self._path = self.place = path
-        self._fps = _sound_fps(fps)
+        self._fps = sound_fps(fps)
         self._labels, self._palette = tuple(labels), tuple(palette)
         self._video: FragmentedVideo | PlainVideo | None = None
         self._size = (0, 0)
@@ -133,7 +133,7 @@ class VideoSink(Sink):
         return SinkError(f"cannot write video {self._path}: {what}; free space or write elsewhere")
 
 
-def _sound_fps(fps: float | None) -> float:
+def sound_fps(fps: float | None) -> float:
     """A rate that codecs accept; some cameras and files claim 0 or 90000."""
     if fps is None or not math.isfinite(fps) or not 0.05 <= fps <= MAX_FPS:
         return DEFAULT_FPS

@@ -25,12 +25,15 @@ class Solved:
         iterations: evaluations of f, those of a start that was given up included.
         cold: why the answer is from a cold start; None if it is from a warm one.
         times: milliseconds by stage.
+        trace: (evaluations so far, residual) after each run of a graph, those of a start that was
+            given up included.
     """
 
     answer: Answer
     iterations: int
     cold: Cold | None
     times: dict[str, float]
+    trace: tuple[tuple[int, float], ...] = ()
 
 
 class Solver(Protocol):

@@ -51,9 +51,10 @@ class Fixed:
         most: int | None = None,
     ) -> Solved:
         started = time.perf_counter()
-        iterations, answer = 0, None
+        answer: Answer | None = None
+        trace: list[tuple[int, float]] = []
         if cold is None:
-            answer, iterations = self.run(within(self.warm_plan, most), image, state)
+            answer = self.run(within(self.warm_plan, most), image, state, trace)
             if not math.isfinite(answer.residual):
                 cold = NON_FINITE
             elif answer.residual > self.restart_above:
@@ -61,18 +62,23 @@ class Fixed:
                 cold = Cold("residual", text)
         if answer is None or cold:
             state.reset()
-            answer, more = self.run(within(self.cold_plan, most), image, state)
-            iterations += more
+            answer = self.run(within(self.cold_plan, most), image, state, trace)
         times = {"solve": 1e3 * (time.perf_counter() - started)}
-        return Solved(answer, iterations, cold, times)
+        return Solved(answer, trace[-1][0], cold, times, tuple(trace))
 
     def run(
-        self, rungs: Sequence[Rung], image: NDArray[np.uint8], state: Any
-    ) -> tuple[Answer, int]:
-        """Run a chain of rungs; the answer of the last one, and the evaluations of all."""
+        self,
+        rungs: Sequence[Rung],
+        image: NDArray[np.uint8],
+        state: Any,
+        trace: list[tuple[int, float]],
+    ) -> Answer:
+        """Run a chain of rungs, each of which prolongs ``trace``; the answer of the last one."""
         for rung in rungs:
             answer = self.backend.run(rung, image, state)
-        return answer, sum(rung.evaluations for rung in rungs)
+            before = trace[-1][0] if trace else 0
+            trace.append((before + rung.evaluations, answer.residual))
+        return answer
 
     def note_rest(self, seconds: float) -> None:
         """A fixed number of evaluations takes as long as it takes."""

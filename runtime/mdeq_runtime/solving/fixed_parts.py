@@ -48,18 +48,17 @@ class FixedParts:
         started = time.perf_counter()
         self.backend.inject(self.parts, image, state)
         injected = time.perf_counter()
-        iterations = 0
+        trace: list[tuple[int, float]] = []
         if cold is None:
             state.restart()
-            residual, iterations = self.advance(self.warm, most, state)
+            residual = self.advance(self.warm, most, state, trace)
             if not math.isfinite(residual):
                 cold = NON_FINITE
             elif residual > self.restart_above:
                 cold = Cold("residual", f"reset: residual {residual:.2f} after a warm start")
         if cold is not None:
             state.reset()
-            _, more = self.advance(self.cold, most, state)
-            iterations += more
+            self.advance(self.cold, most, state, trace)
         advanced = time.perf_counter()
         answer = self.backend.readout(self.parts, state)
         times = {
@@ -67,14 +66,17 @@ class FixedParts:
             "advance": 1e3 * (advanced - injected),
             "readout": 1e3 * (time.perf_counter() - advanced),
         }
-        return Solved(answer, iterations, cold, times)
+        return Solved(answer, len(trace), cold, times, tuple(trace))
 
-    def advance(self, count: int, most: int | None, state: Any) -> tuple[float, int]:
-        """The residual of the last evaluation, and how many there were."""
+    def advance(
+        self, count: int, most: int | None, state: Any, trace: list[tuple[int, float]]
+    ) -> float:
+        """The residual of the last evaluation; each prolongs ``trace``."""
         count = count if most is None else max(1, min(count, most))
         for _ in range(count):
             residual = self.backend.advance(self.rung, state)
-        return residual, count
+            trace.append((len(trace) + 1, residual))
+        return residual
 
     def note_rest(self, seconds: float) -> None:
         """A fixed number of evaluations takes as long as it takes."""

@@ -74,9 +74,11 @@ class Stepped:
         limit = self.policy.max_iterations
         limit = limit if most is None else min(limit, most)
         iterations, enough = 0, False
+        trace: list[tuple[int, float]] = []
         while not enough:
             residual = self.backend.advance(self.rung, state)
             iterations += self.rung.evaluations
+            trace.append((iterations, residual))
             before, now = now, time.perf_counter()
             self.step.note(now - before)
             given_up = None if cold else self.why_restart(residual, iterations)
@@ -92,7 +94,7 @@ class Stepped:
             "advance": 1e3 * (now - injected),
             "readout": 1e3 * (done - now),
         }
-        return Solved(answer, iterations, cold, times)
+        return Solved(answer, iterations, cold, times, tuple(trace))
 
     def why_restart(self, residual: float, iterations: int) -> Cold | None:
         """Why a warm solve must start again from zero; None if it goes well."""
