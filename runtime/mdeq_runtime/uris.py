@@ -1,4 +1,4 @@
-"""Reading the URIs of sources and targets, and helping with the ones that are wrong."""
+"""Reading the URIs of sources and targets, hiding their secrets, and helping with typos."""
 
 from __future__ import annotations
 
@@ -6,7 +6,23 @@ import difflib
 import re
 from collections.abc import Iterable
 
-__all__ = ["did_you_mean", "split_scheme"]
+__all__ = ["did_you_mean", "redact", "split_scheme"]
+
+SECRETS = (
+    r"(?:pass(?:w(?:or)?d|phrase)?|pwd?|secret|token|key|api_?key|auth|sig(?:nature)?|user-pw)"
+)
+# up to the last @: passwords hold / and @ in defiance of the standard
+USERINFO = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*://)\S*@")
+QUERY = re.compile(rf"(?i)\b([a-z_-]*{SECRETS}=)(\"[^\"]*\"|'[^']*'|[^&\s#]+)")
+
+
+def redact(text: str) -> str:
+    """``text`` without the user, the password and the tokens of any URI or pipeline in it.
+
+    >>> redact("rtsp://joe:secret@gate/stream?token=123")
+    'rtsp://***@gate/stream?token=***'
+    """
+    return QUERY.sub(r"\1***", USERINFO.sub(r"\1***@", text))
 
 
 def split_scheme(uri: str) -> tuple[str, str]:

@@ -1,4 +1,4 @@
-"""Where results go: videos, JSON lines, masks, a window, or nowhere, opened by ``open_sink``."""
+"""Where results go: files, a window, the network, or nowhere, opened by ``open_sink``."""
 
 from __future__ import annotations
 
@@ -8,20 +8,22 @@ from pathlib import Path
 from edge_mdeq.errors import SinkError
 from mdeq_runtime.overlay import Palette
 from mdeq_runtime.sinks.base import Sink
+from mdeq_runtime.sinks.images import IMAGE_SUFFIXES, ImageSink
 from mdeq_runtime.sinks.jsonl import JsonLinesSink
 from mdeq_runtime.sinks.masks import MaskSink
 from mdeq_runtime.sinks.none import NullSink
-from mdeq_runtime.sinks.video import CODECS, VideoSink
+from mdeq_runtime.sinks.stream import STREAM_SCHEMES, StreamSink
+from mdeq_runtime.sinks.video import CODECS, VideoSink, sound_fps
 from mdeq_runtime.sinks.window import WindowSink
-from mdeq_runtime.uris import did_you_mean, split_scheme
+from mdeq_runtime.uris import did_you_mean, redact, split_scheme
 
 __all__ = ["Sink", "open_sink"]
 
-SCHEMES = ("display", "http", "masks")
-LATER_SCHEMES = ("rtsp",)
-SUFFIXES = (*CODECS, ".jsonl")
+SCHEMES = ("display", "http", "masks", *STREAM_SCHEMES)
+SUFFIXES = (*CODECS, ".jsonl", *IMAGE_SUFFIXES)
 KNOWN = (
-    "NAME.mp4, NAME.avi, NAME.jsonl, FOLDER/ or masks://FOLDER, display://, http://HOST:PORT, none"
+    "NAME.mp4, NAME.avi, NAME.jsonl, NAME.jpg, %06d.png, FOLDER/ or masks://FOLDER, display://, "
+    "http://HOST:PORT, rtsp://HOST:PORT/PATH, udp://HOST:PORT, none"
 )
 
 
@@ -37,15 +39,19 @@ def open_sink(
     ==================================  ==================================================
     ``out.mp4``, ``out.avi``            an annotated video
     ``out.jsonl``                       one JSON object per frame
+    ``seen/%06d.jpg``, ``.png``         an annotated picture per frame
+    ``newest.jpg``, ``.png``            one annotated picture, the newest
     ``masks/`` or ``masks://FOLDER``    one PNG of class indices per frame
     ``display://``                      a window
     ``http://HOST:PORT``                a live page for browsers (``mdeq_runtime.web``)
+    ``rtsp://HOST:PORT/PATH``           H.264 to an RTSP server that records or passes it on
+    ``udp://HOST:PORT``                 H.264 as an MPEG stream
     ``none``                            nowhere
     ==================================  ==================================================
 
     Args:
         target: one of these.
-        fps: rate of the source, for videos; None if it has none.
+        fps: rate of the source, for videos and streams; None if it has none.
         labels: a name per class.
         palette: an RGB colour per class.
 
@@ -62,6 +68,8 @@ def open_sink(
         from mdeq_runtime.web import LivePage
 
         return LivePage(text, labels, palette)
+    if scheme in STREAM_SCHEMES:
+        return StreamSink(text, sound_fps(fps), labels, palette)
     if scheme == "masks" and rest:
         return MaskSink(Path(rest))
     if scheme:
@@ -74,16 +82,16 @@ def open_sink(
         raise SinkError(_unknown_suffix(path))
     if suffix in CODECS:
         return VideoSink(path, fps, labels, palette)
+    if suffix in IMAGE_SUFFIXES:
+        return ImageSink(path, labels, palette)
     return JsonLinesSink(path, labels)
 
 
 def _unknown_scheme(scheme: str, text: str) -> str:
     if scheme == "masks":
         return f"output {text!r} names no folder; write masks://FOLDER"
-    if scheme in LATER_SCHEMES:
-        return f"{scheme}:// outputs are not supported yet, they come in a later release; {KNOWN}"
     hint = did_you_mean(scheme, SCHEMES) or ";"
-    return f"unknown scheme {scheme!r} in output {text!r}{hint} known: {KNOWN}"
+    return f"unknown scheme {scheme!r} in output {redact(text)!r}{hint} known: {KNOWN}"
 
 
 def _unknown_suffix(path: Path) -> str:
