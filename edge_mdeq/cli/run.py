@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from edge_mdeq.cli import outputs
 from edge_mdeq.cli.console import INTERRUPTED, next_step, stop_by_signals
 from edge_mdeq.errors import ConfigError, SourceError
 
@@ -75,6 +76,10 @@ def run(
     metrics_every: float = typer.Option(
         10.0, "--metrics-every", help="Seconds between two such lines."
     ),
+    classes: Path = outputs.CLASSES,
+    colors: str = outputs.COLORS,
+    record_hard: Path = outputs.RECORD_HARD,
+    record_quota: str = outputs.RECORD_QUOTA,
     max_frames: int = typer.Option(None, "--max-frames", min=1, help="Stop after so many."),
     headless: bool = typer.Option(False, "--headless", help="Open no window."),
     as_json: bool = typer.Option(False, "--json", help="Print the summary as JSON."),
@@ -101,7 +106,10 @@ def run(
             Model(bundle, settings, threads, graph_cache, device=device, memory_limit=memory_limit)
         )
         opened = stack.enter_context(open_source(source))
-        sinks = open_sinks(stack, targets, opened, model)
+        drawn = outputs.choose_classes(model.manifest, classes, colors)
+        sinks = outputs.open_sinks(stack, targets, opened, *drawn, record_hard, record_quota)
+        if record_hard is not None:
+            targets.append(str(record_hard))
         model.expect(opened, sinks)
         session = stack.enter_context(model.session())
         gathered = Metrics(model.backend)
@@ -191,19 +199,6 @@ def keep_libraries_quiet() -> None:
     logging.basicConfig(format="warning: %(message)s", level=logging.WARNING)
     os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")
     os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
-
-
-def open_sinks(stack: ExitStack, targets: list[str], source: Source, model: Model) -> list[Sink]:
-    """Open every output; when one fails those before it are closed by ``stack``."""
-    from mdeq_runtime.sinks import open_sink
-
-    manifest = model.manifest
-    return [
-        stack.enter_context(
-            open_sink(target, fps=source.fps, labels=manifest.labels, palette=manifest.palette)
-        )
-        for target in targets
-    ]
 
 
 def note(source: Source, model: Model, quiet: bool) -> None:

@@ -173,8 +173,8 @@ def table(found: Sequence[Choice]) -> str:
     return "\n".join(lines)
 
 
-def parse_bytes(text: str | int) -> int:
-    """``"256MiB"``, ``"1.5 GB"``, ``"300000000"`` or a number as bytes.
+def parse_bytes(text: str | int, what: str = "memory limit") -> int:
+    """``"256MiB"``, ``"1.5 GB"``, ``"300000000"`` or a number as bytes; messages call it ``what``.
 
     Raises:
         ConfigError: anything else, or nothing positive.
@@ -184,6 +184,6 @@ def parse_bytes(text: str | int) -> int:
     size = int(float(match[1]) * unit) if match and unit else 0
     if size <= 0:
         raise ConfigError(
-            f"memory limit {text!r} makes no sense; write it as 256MiB, 1.5GB or a number of bytes"
+            f"{what} {text!r} makes no sense; write it as 256MiB, 1.5GB or a number of bytes"
         )
     return size
