@@ -14,28 +14,40 @@ const all = [residual, iterations, stages, rate, memory, heat];
 
 let now = 0;
 let source = null; // of events; none while nobody looks
-let heard = 0; // when the last event came
 let frames = { count: 0, at: 0 }; // when they last went on
 let editing = false; // somebody has touched the controls
 
 function watch() {
-  const picture = find("picture");
-  picture.src = `/stream.mjpg?${Date.now()}`;
-  picture.onerror = () => setTimeout(() => source && watchAgain(picture), 2000);
+  showPicture();
+  let lost = false;
   source = new EventSource("/events");
-  source.onopen = () => all.forEach((chart) => chart.clear()); // the history comes again
+  source.onopen = () => {
+    all.forEach((chart) => chart.clear()); // the history comes again
+    if (lost) showPicture(); // a stream that ended is no error to a picture
+    lost = false;
+  };
   source.onmessage = (message) => take(JSON.parse(message.data));
-  source.onerror = () => show("bad", "connection lost", "trying again");
+  source.onerror = () => {
+    lost = true;
+    if (source?.readyState === EventSource.CLOSED) {
+      show("bad", "refused", "reload this page; it may ask for its token");
+      leave();
+      setTimeout(() => document.hidden || source || watch(), 5000);
+    } else show("bad", "connection lost", "trying again");
+  };
 }
 
-function watchAgain(picture) {
+function showPicture() {
+  const picture = find("picture");
   picture.src = `/stream.mjpg?${Date.now()}`;
+  picture.onerror = () => setTimeout(() => source && showPicture(), 2000);
 }
 
 // A page that nobody looks at costs the device nothing; browsers allow few connections, too.
 function leave() {
   source?.close();
   source = null;
+  find("picture").onerror = null;
   find("picture").removeAttribute("src");
 }
 
@@ -45,9 +57,6 @@ document.addEventListener("visibilitychange", () => {
 });
 
 function take(said) {
-  const gap = performance.now() - heard;
-  if (gap > 5000 && heard) watchAgain(find("picture")); // the run was started again, perhaps
-  heard = performance.now();
   now = said.time;
   for (const [time, size, count] of said.points) {
     residual.add("residual", time, size);
