@@ -1,46 +1,42 @@
-"""A camera (or a video) through an equilibrium model, in fifty lines.
+"""A camera (or a video) through an equilibrium model, into as many outputs as you like.
 
-python samples/camera_demo.py camvid-nano.mdeq 0             # a USB camera, in a window
-python samples/camera_demo.py camvid-nano.mdeq drive.mp4 out.mp4
+python samples/camera_demo.py camvid-nano.mdeq 0                       # a USB camera, in a window
+python samples/camera_demo.py camvid-nano.mdeq drive.mp4 out.mp4 out.jsonl
+python samples/camera_demo.py camvid-nano.mdeq rtsp://gate/stream http://127.0.0.1:8080 --hard keep
 """
-
-from __future__ import annotations
 
 import argparse
 import sys
+from pathlib import Path
 
 import edge_mdeq
 from edge_mdeq.errors import EdgeMdeqError
 from mdeq_runtime.pipeline import run
 from mdeq_runtime.results import Result
 from mdeq_runtime.sinks import open_sink
+from mdeq_runtime.sinks.hard import HardFrames
 from mdeq_runtime.sources import open_source
 
 
 def show(result: Result) -> None:
-    """One line per frame: how it started, and how well its equilibrium converged."""
     start = "warm" if result.warm else f"cold ({result.reason})"
-    print(
-        f"frame {result.index}: {result.iterations} evaluations, residual {result.residual:.3f}, "
-        f"{result.times['solve']:.1f} ms, {start}"
-    )
+    solved = f"{result.iterations} evaluations, residual {result.residual:.3f}"
+    print(f"frame {result.index}: {solved}, {result.times['solve']:.1f} ms, {start}")
 
 
 def main() -> None:
-    """Open everything, run until the source ends or Ctrl-C, say how it went."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(usage=__doc__)
     parser.add_argument("bundle")
     parser.add_argument("source")
-    parser.add_argument("output", nargs="?", default="display://")
+    parser.add_argument("outputs", nargs="*", default=["display://"])
+    parser.add_argument("--hard", type=Path, help="a folder for frames that did not converge")
     args = parser.parse_args()
-    with (
-        edge_mdeq.load(args.bundle) as model,
-        model.session() as session,
-        open_source(args.source) as source,
-    ):
-        palette = model.manifest.palette
-        sink = open_sink(args.output, fps=source.fps, labels=model.labels, palette=palette)
-        summary = run(session, source, [sink], on_result=show)
+    with edge_mdeq.load(args.bundle) as model, open_source(args.source) as source:
+        classes = {"labels": model.labels, "palette": model.manifest.palette}
+        sinks = [open_sink(output, fps=source.fps, **classes) for output in args.outputs]
+        sinks += [HardFrames(args.hard, 2**30, model.labels)] if args.hard else []
+        print(*[f"see {sink.url}\n" for sink in sinks if hasattr(sink, "url")], end="", flush=True)
+        summary = run(model.session(), source, sinks, on_result=show)
     print(f"{summary.frames} frames, {summary.fps:.1f} per second, {summary.dropped} dropped")
 
 

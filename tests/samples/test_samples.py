@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -62,17 +63,24 @@ def test_a_report_shows_as_many_frames_as_a_short_clip_has(
     assert page.count("data:image/svg+xml;base64,") == 3
 
 
-def test_the_camera_demo_writes_a_video_and_a_line_per_frame(
+def test_the_camera_demo_feeds_every_output_and_says_a_line_per_frame(
     segmenter_bundle: Path, tmp_path: Path
 ) -> None:
-    clip, video = write_clip(tmp_path / "clip.avi", 4), tmp_path / "out.mp4"
-    done = call(SAMPLES / "camera_demo.py", segmenter_bundle, clip, video)
+    pytest.importorskip("uvicorn", reason="the live page needs the extra web")
+    clip, video, lines = (tmp_path / name for name in ("clip.avi", "out.mp4", "out.jsonl"))
+    write_clip(clip, 4)
+    more = [lines, "http://127.0.0.1:0", "--hard", tmp_path / "hard"]
+    done = call(SAMPLES / "camera_demo.py", segmenter_bundle, clip, video, *more)
     assert done.returncode == 0, done.stderr
-    lines = done.stdout.splitlines()
-    assert [line.split(":")[0] for line in lines[:-1]] == [f"frame {i}" for i in range(4)]
-    assert "cold (first frame)" in lines[0]
-    assert lines[-1].startswith("4 frames, ")
+    see, *said = done.stdout.splitlines()
+    assert re.fullmatch(r"see http://127\.0\.0\.1:\d+/", see)
+    assert [line.split(":")[0] for line in said[:-1]] == [f"frame {i}" for i in range(4)]
+    assert "cold (first frame)" in said[0]
+    assert said[-1].startswith("4 frames, ")
     assert count_frames(video) == 4
+    assert len(lines.read_text().splitlines()) == 4
+    kept = {path.suffix for path in (tmp_path / "hard").iterdir()}
+    assert kept == {".png", ".json"}
 
 
 def test_the_embedded_sample_answers_a_photo_and_a_pan(
