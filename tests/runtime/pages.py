@@ -5,6 +5,8 @@ from __future__ import annotations
 import http.client
 import json
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -174,6 +176,31 @@ class Viewer:
 
     def __exit__(self, *exc: object) -> None:
         self.close()
+
+
+READ = """
+import selectors, socket, sys
+chosen = selectors.DefaultSelector()
+for _ in range(int(sys.argv[2])):
+    each = socket.create_connection(("127.0.0.1", int(sys.argv[1])))
+    each.sendall(b"GET /stream.mjpg HTTP/1.1\\r\\nHost: localhost\\r\\n\\r\\n")
+    chosen.register(each, selectors.EVENT_READ)
+while True:
+    for key, _ in chosen.select():
+        if not key.fileobj.recv(1 << 20):
+            sys.exit()
+"""
+
+
+@contextmanager
+def crowd(page: LivePage, count: int) -> Iterator[None]:
+    """So many viewers in a process of their own, who only read."""
+    with subprocess.Popen([sys.executable, "-c", READ, str(page.port), str(count)]) as process:
+        try:
+            wait_for(lambda: page.publisher.frames.followers == count, f"{count} viewers")
+            yield
+        finally:
+            process.kill()
 
 
 def raw(page: LivePage, data: bytes, seconds: float = WAIT_S) -> bytes:
