@@ -1,0 +1,193 @@
+"""What viewers of the live page cost: processor time of each, and the pipeline's frames.
+
+    python benchmarks/live_page.py [--viewers 0 1 6 21] [--seconds 10] [--bundle BUNDLE]
+
+First a camera of 1280 x 720 at 15 fps and a session that costs nothing: the process's time goes to
+the page alone. Then the model of a bundle on frames that come as fast as it answers them, in turns
+with and without twenty viewers. The viewers are in a process of their own, and only read.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+
+from mdeq_export.images import scene
+from mdeq_runtime import Frame, Model, Result, Session
+from mdeq_runtime.pipeline import run
+from mdeq_runtime.sources.base import Source
+from mdeq_runtime.web import LivePage
+
+SIZE, FPS = (720, 1280), 15.0
+LABELS = ("sky", "ground", "object")
+READ = """
+import selectors, socket, sys, time
+port, count = map(int, sys.argv[1:])
+chosen, frames, size = selectors.DefaultSelector(), 0, 0
+for _ in range(count):
+    each = socket.create_connection(("127.0.0.1", port))
+    each.sendall(b"GET /stream.mjpg HTTP/1.1\\r\\nHost: localhost\\r\\n\\r\\n")
+    chosen.register(each, selectors.EVENT_READ)
+print("reading", flush=True)
+while True:
+    for key, _ in chosen.select():
+        if not key.fileobj.recv(1 << 20):
+            sys.exit()
+"""
+
+
+class Pan(Source):
+    """A generated scene that moves past: at ``fps``, or as fast as it is read."""
+
+    description = "generated scene"
+
+    def __init__(self, fps: float | None, count: int | None = None) -> None:
+        self.live, self.fps, self.size = fps is not None, fps, SIZE
+        wide = scene(4, SIZE[0], 2 * SIZE[1])[..., ::-1]
+        self.wide = cv2.GaussianBlur(np.ascontiguousarray(wide), (3, 3), 0)
+        self.index, self.count, self.closed = 0, count, threading.Event()
+        self.due = time.monotonic()
+
+    def read(self) -> Frame | None:
+        if self.fps is not None:
+            self.due += 1 / self.fps
+            self.closed.wait(max(0.0, self.due - time.monotonic()))
+        if self.closed.is_set() or self.index == self.count:
+            return None
+        self.index += 1
+        at = abs((6 * self.index) % (2 * SIZE[1]) - SIZE[1])
+        return Frame(
+            np.ascontiguousarray(self.wide[:, at : at + SIZE[1]]), self.index - 1, self.due
+        )
+
+    def close(self) -> None:
+        self.closed.set()
+
+
+def no_model() -> Any:
+    """A session that gives the same mask for every frame."""
+    mask = np.zeros(SIZE, np.uint8)
+    mask[300:] = 1
+    mask[400:600, 200:700] = 2
+
+    def answer(frame: Frame) -> Result:
+        return Result(mask, None, 2, 0.03, True, True, "", {"solve": 0.0}, frame.index)
+
+    return answer
+
+
+@contextmanager
+def viewers(page: LivePage, count: int) -> Iterator[None]:
+    """So many readers of the stream, in a process of their own."""
+    if not count:
+        yield
+        return
+    command = [sys.executable, "-c", READ, str(page.port), str(count)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        try:
+            yield
+        finally:
+            process.kill()
+
+
+def cost(counts: list[int], seconds: float) -> None:
+    """Share of one core by the number of viewers."""
+    used = {}
+    with LivePage("http://127.0.0.1:0?viewers=100", LABELS, ()) as page:
+        stop = threading.Event()
+        arguments = (no_model(), Pan(FPS), [page])
+        thread = threading.Thread(target=run, args=arguments, kwargs={"stop": stop})
+        thread.start()
+        try:
+            for count in counts:
+                with viewers(page, count):
+                    time.sleep(1)
+                    assert page.publisher.frames.followers == count
+                    cpu, wall = time.process_time(), time.perf_counter()
+                    before = page.publisher.frames.number
+                    time.sleep(seconds)
+                    wall = time.perf_counter() - wall
+                    used[count] = (time.process_time() - cpu) / wall
+                    made = page.publisher.frames.number - before
+                    print(
+                        f"{count:3} viewers: {100 * used[count]:5.1f}% of a core, "
+                        f"{made / wall:.1f} frames encoded per second"
+                    )
+                time.sleep(0.5)
+            part = page.publisher.frames.items or [b""]
+            print(f"a frame is {len(part[-1]) / 1e3:.0f} kB of JPEG")
+        finally:
+            stop.set()
+            thread.join()
+    most = max(counts)
+    if 0 in used and 1 in used and most > 1:
+        first, further = used[1] - used[0], (used[most] - used[1]) / (most - 1)
+        print(f"the first viewer costs {100 * first:.1f}% of a core, each further {further:.2%}")
+
+
+def slowed(bundle: Path, count: int, frames: int, turns: int) -> None:
+    """Times of the pipeline's frames with and without viewers, in turns.
+
+    A second group without viewers shows what the machine itself varies by.
+    """
+    groups: dict[str, tuple[int, list[float]]] = {
+        "nobody": (0, []),
+        "nobody, again": (0, []),
+        f"{count} viewers": (count, []),
+    }
+    with Model(bundle, threads=1) as model, model.session() as session:
+        for _ in range(turns):
+            for watching, times in groups.values():
+                times += timed(session, model.labels, watching, frames)
+    base = np.percentile(groups["nobody"][1], (50, 90, 99))
+    for name, (_, times) in groups.items():
+        found = np.percentile(times, (50, 90, 99))
+        said = ", ".join(
+            f"p{p} {ms:.1f} ms ({ms / other:.3f})"
+            for p, ms, other in zip((50, 90, 99), found, base, strict=True)
+        )
+        print(f"{name:>14}, {len(times)} frames: {said}")
+
+
+def timed(session: Session, labels: tuple[str, ...], watching: int, count: int) -> list[float]:
+    """Milliseconds of each of so many frames, the sink included, while so many watch."""
+    took: list[float] = []
+
+    def answer(frame: Frame) -> Result:
+        result = session(frame)
+        took.append(time.perf_counter())
+        return result
+
+    with LivePage("http://127.0.0.1:0?viewers=100", labels, ()) as page, viewers(page, watching):
+        run(answer, Pan(None, count), [page])
+    return (1e3 * np.diff(took[3:])).tolist()
+
+
+def main() -> None:
+    """Both, and their ratios."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--viewers", type=int, nargs="+", default=[0, 1, 6, 21])
+    parser.add_argument("--seconds", type=float, default=10.0)
+    parser.add_argument("--bundle", type=Path, default=Path("samples/bundles/camvid-nano.mdeq"))
+    parser.add_argument("--frames", type=int, default=60)
+    parser.add_argument("--turns", type=int, default=10)
+    args = parser.parse_args()
+    cv2.setNumThreads(1)
+    cost(args.viewers, args.seconds)
+    slowed(args.bundle, 20, args.frames, args.turns)
+
+
+if __name__ == "__main__":
+    main()
