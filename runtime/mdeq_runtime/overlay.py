@@ -90,7 +90,7 @@ def _blend(
     coloured = cv2.applyColorMap(np.ascontiguousarray(mask), colours)
     blended: Image = cv2.addWeighted(image, 1.0 - opacity, coloured, opacity, 0.0)
     unseen = cv2.compare(mask, UNSEEN, cv2.CMP_EQ)
-    if cv2.hasNonZero(unseen):
+    if cv2.countNonZero(unseen):  # JetPack 5 has OpenCV 4.5, without hasNonZero
         cv2.copyTo(image, unseen, blended)
     return blended
 

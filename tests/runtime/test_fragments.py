@@ -226,3 +226,44 @@ def test_a_torn_part_is_no_fragment(tmp_path: Path, cut: int) -> None:
     assert (whole.height, whole.width) == SIZE
     with pytest.raises(ValueError, match=r"cut off|no box|bytes"):
         read_segment(data[:cut])
+
+
+SYSTEM = """
+import sys
+sys.path[:0] = sys.argv[1:3]
+sys.path.append(sys.argv[3])  # behind the system's own: what OpenCV does not bring
+import cv2
+import numpy as np
+from mdeq_runtime.results import Frame, Result
+from mdeq_runtime.sinks import open_sink
+with open_sink(sys.argv[4], fps=20.0, labels=("a",)) as sink:
+    for index in range(100):
+        bars = np.array([255 * (index >> bit & 1) for bit in range(8)], np.uint8)
+        image = np.broadcast_to(np.repeat(bars, 16)[None, :, None], (96, 128, 3)).copy()
+        unseen = np.full((96, 128), 255, np.uint8)
+        answer = Result(unseen, None, 1, 0.1, True, True, "", index=index)
+        sink.write(Frame(image, index, index / 20), answer)
+print(cv2.__version__, cv2.__file__)
+"""
+
+
+def test_an_opencv_of_the_system_writes_them_too(tmp_path: Path) -> None:
+    """As on JetPack: an older OpenCV with its own FFmpeg."""
+    version = "import sys; print(sys.version_info[:2] == tuple(map(int, sys.argv[1:])), end='')"
+    here = [str(part) for part in sys.version_info[:2]]
+    python = "/usr/bin/python3"
+    if not Path(python).exists():
+        pytest.skip("there is no Python of the system")
+    same = subprocess.run([python, "-c", version, *here], capture_output=True, text=True)
+    if same.stdout != "True":
+        pytest.skip("the system's Python has another version")
+    root = Path(__file__).parents[2]
+    installed = Path(np.__file__).parents[1]
+    command = [python, "-c", SYSTEM, str(root), str(root / "runtime"), str(installed)]
+    done = subprocess.run([*command, str(tmp_path / "out.mp4")], capture_output=True, text=True)
+    if str(installed) in done.stdout or "No module named 'cv2'" in done.stderr:
+        pytest.skip("needs python3-opencv")
+    assert done.returncode == 0, done.stderr
+    numbers, times = read_back(tmp_path / "out.mp4")
+    assert numbers == list(range(100))
+    assert times == pytest.approx([index / FPS for index in range(100)], abs=0.002)
