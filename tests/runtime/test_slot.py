@@ -8,7 +8,7 @@ import pytest
 
 from edge_mdeq.errors import SourceError
 from mdeq_runtime.results import Frame
-from mdeq_runtime.slot import FrameSlot, capture
+from mdeq_runtime.slot import FrameSlot, SlotPolicy, capture
 from mdeq_runtime.sources.base import Source
 
 IMAGE = np.zeros((4, 4, 3), np.uint8)
@@ -58,6 +58,40 @@ def test_the_newest_frame_wins_and_the_others_are_counted() -> None:
     assert slot.dropped == 4
     with pytest.raises(TimeoutError):
         slot.get(timeout=0.01)
+
+
+def test_the_oldest_may_win_instead() -> None:
+    slot = FrameSlot(SlotPolicy.DROP_LATEST)
+    for index in range(5):
+        slot.put(frame(index))
+    got = slot.get()
+    assert got is not None
+    assert (got.index, slot.dropped) == (0, 4)
+
+
+def test_a_producer_may_be_made_to_wait_until_the_slot_is_closed() -> None:
+    slot, put = FrameSlot(SlotPolicy.WAIT), []
+
+    def produce() -> None:
+        for index in range(3):
+            slot.put(frame(index))
+            put.append(index)
+
+    producer = threading.Thread(target=produce)
+    producer.start()
+    time.sleep(0.05)
+    assert put == [0]
+    got = [slot.get(timeout=5), slot.get(timeout=5)]
+    assert [each.index for each in got if each is not None] == [0, 1]
+    time.sleep(0.05)
+    # the third is in the slot now, and a fourth has to wait
+    blocked = threading.Thread(target=slot.put, args=(frame(3),))
+    blocked.start()
+    slot.close()
+    blocked.join(5)
+    producer.join(5)
+    assert not blocked.is_alive()
+    assert slot.dropped == 0
 
 
 def test_closing_wakes_a_waiting_reader() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,17 +25,17 @@ class VideoFile(Source):
 
     live = False
 
-    def __init__(self, path: Path) -> None:
-        """Open ``path``.
+    def __init__(self, path: Path | None, capture: Any = None, description: str = "") -> None:
+        """Open ``path``, or take over an opened ``cv2.VideoCapture``.
 
         Raises:
             SourceError: OpenCV cannot open it as a video.
         """
         cv2 = require("cv2", "camera", "reading video files")
-        self.description = f"video file {path}"
-        self.files = (path,)
+        self.description = description or f"video file {path}"
+        self.files: Sequence[Path] = () if path is None else (path,)
         self._position: int = cv2.CAP_PROP_POS_MSEC
-        self._capture: Any = cv2.VideoCapture(str(path))
+        self._capture: Any = cv2.VideoCapture(str(path)) if capture is None else capture
         self._index = 0
         self._ended = False
         if not self._capture.isOpened():
