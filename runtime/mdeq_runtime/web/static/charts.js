@@ -116,7 +116,9 @@ export class Chart {
       return [10 ** Math.max(low, -9), 10 ** Math.min(Math.max(high, low + 1), 9)];
     }
     const low = this.options.floor ?? Math.min(...values, Infinity);
-    const high = Math.max(...values, -Infinity);
+    let high = Math.max(...values, -Infinity);
+    if (this.options.stack && values.length > 50)  // one late frame must not flatten all others
+      high = Math.min(high, 1.3 * values.sort((a, b) => a - b)[Math.floor(0.98 * values.length)]);
     if (!values.length) return [0, 1];
     const room = Math.max(high - low, Math.abs(high) * 0.05, 1e-6);
     return [this.options.floor ?? low - 0.1 * room, high + 0.12 * room];
@@ -140,14 +142,17 @@ export class Chart {
   // The newest values in words, also for whoever cannot see the picture.
   tell() {
     const newest = [...this.series].map(([name, points]) => [name, points.at(-1)?.[1] ?? null]);
-    const words = newest.map(([name, value]) => `${name} ${this.say(value)}`);
+    const words = newest.map(([name, value]) =>
+      this.options.stack && !value ? "" : `${name} ${this.say(value)}`,
+    );
     const known = newest.map(([, value]) => value).filter((value) => value !== null);
     const total = this.options.stack ? known.reduce((sum, value) => sum + value, 0) : known[0];
     this.value.textContent = known.length ? this.say(total) : "–";
-    this.canvas.setAttribute("aria-label", `${this.options.title}: ${words.join(", ")}`);
+    this.canvas.setAttribute("aria-label", `${this.options.title}: ${words.filter(Boolean).join(", ")}`);
     if (newest.length < 2 && !this.options.stack) return;
     this.names.replaceChildren(
       ...words.flatMap((text, index) => {
+        if (!text) return [];
         const span = document.createElement("span");
         span.textContent = `■ ${text}`;
         span.style.color = COLOURS[index % COLOURS.length];

@@ -62,7 +62,9 @@ function take(said) {
     residual.add("residual", time, size);
     iterations.add("iterations", time, count);
   }
-  for (const [stage, ms] of Object.entries(said.stages)) stages.add(stage, now, ms);
+  // another policy has other stages
+  for (const stage of new Set([...stages.series.keys(), ...Object.keys(said.stages)]))
+    stages.add(stage, now, said.stages[stage] ?? 0);
   rate.add("frames per second", now, said.fps);
   if (said.rss) memory.add("process", now, said.rss / 1e6);
   if (said.device) memory.add("device", now, said.device / 1e6);
