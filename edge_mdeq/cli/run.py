@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from edge_mdeq.cli import outputs
+from edge_mdeq.cli import inputs, outputs
 from edge_mdeq.cli.console import INTERRUPTED, next_step, stop_by_signals
 from edge_mdeq.errors import ConfigError, SourceError
 
@@ -29,7 +29,10 @@ __all__ = ["run"]
 
 def run(
     bundle: Path = typer.Argument(help="The bundle, NAME.mdeq."),
-    source: str = typer.Argument(help="A video, images/*.jpg, a camera index, v4l2:///dev/videoN."),
+    source: str = typer.Argument(
+        help="A video, images/*.jpg, a camera index, v4l2:///dev/videoN, csi://0, rtsp://, "
+        "http://, gst://PIPELINE, test://."
+    ),
     output: str = typer.Argument(
         None, help="annotated.mp4, results.jsonl, masks/, display://, http://0.0.0.0:8080"
     ),
@@ -76,6 +79,20 @@ def run(
     metrics_every: float = typer.Option(
         10.0, "--metrics-every", help="Seconds between two such lines."
     ),
+    input_width: int = inputs.WIDTH,
+    input_height: int = inputs.HEIGHT,
+    input_rate: float = inputs.RATE,
+    input_codec: str = inputs.CODEC,
+    input_flip: str = inputs.FLIP,
+    input_exposure: int = inputs.EXPOSURE,
+    input_sensor_mode: int = inputs.SENSOR_MODE,
+    input_loop: int = inputs.LOOP,
+    input_latency: int = inputs.LATENCY,
+    input_transport: str = inputs.TRANSPORT,
+    input_backend: str = inputs.BACKEND,
+    input_buffer: str = inputs.BUFFER,
+    input_wait: bool = inputs.WAIT,
+    realtime: bool = inputs.REALTIME,
     classes: Path = outputs.CLASSES,
     colors: str = outputs.COLORS,
     record_hard: Path = outputs.RECORD_HARD,
@@ -91,7 +108,24 @@ def run(
     from mdeq_runtime.pipeline import run as run_pipeline
     from mdeq_runtime.sinks.metrics import MetricsSink
     from mdeq_runtime.sources import open_source
+    from mdeq_runtime.uris import redact
 
+    asked = inputs.choose_options(
+        width=input_width,
+        height=input_height,
+        rate=input_rate,
+        codec=input_codec,
+        flip=input_flip,
+        exposure=input_exposure,
+        sensor_mode=input_sensor_mode,
+        loop=input_loop,
+        latency=input_latency,
+        transport=input_transport,
+        backend=input_backend,
+        realtime=realtime,
+        wait=input_wait,
+    )
+    buffer = inputs.choose_buffer(input_buffer)
     targets = [*([output] if output else []), *more]
     if headless and any(target.startswith("display") for target in targets):
         raise ConfigError("--headless and a display:// output contradict each other; drop one")
@@ -105,7 +139,7 @@ def run(
         model = stack.enter_context(
             Model(bundle, settings, threads, graph_cache, device=device, memory_limit=memory_limit)
         )
-        opened = stack.enter_context(open_source(source))
+        opened = stack.enter_context(open_source(source, asked))
         drawn = outputs.choose_classes(model.manifest, classes, colors)
         sinks = outputs.open_sinks(stack, targets, opened, *drawn, record_hard, record_quota)
         if record_hard is not None:
@@ -126,6 +160,7 @@ def run(
             sinks,
             max_frames=max_frames,
             on_result=on_result,
+            policy=buffer,
             metrics=gathered,
             govern=choose_governor(session, target_ms),
         )
@@ -138,7 +173,7 @@ def run(
         written = " and ".join(target for target in targets if target != "none")
         if written:
             typer.echo(f"wrote {written}")
-        next_step("edge-mdeq", "run", str(bundle), source, "display://")
+        next_step("edge-mdeq", "run", str(bundle), redact(source), "display://")
 
 
 def choose_policy(
@@ -252,7 +287,8 @@ def report(summary: Summary, as_json: bool, memory: MemoryReport) -> None:
             f"  {summary.warm_share:.0%} warm, {summary.mean_iterations:.2f} iterations a frame, "
             f"mean residual {summary.residual_mean:.3f}"
         )
-    for stage, times in summary.stages.items():
+    stages = {**summary.stages, **({"age": summary.age} if summary.age else {})}
+    for stage, times in stages.items():
         typer.echo(
             f"  {stage:8} p50 {times.p50:6.1f}  p90 {times.p90:6.1f}  p99 {times.p99:6.1f} ms"
         )

@@ -21,7 +21,7 @@ from mdeq_runtime.session import Session, SessionSettings
 
 if TYPE_CHECKING:
     from mdeq_runtime.sinks import Sink
-    from mdeq_runtime.sources import Source
+    from mdeq_runtime.sources import Source, SourceOptions
 
 __all__ = ["Model"]
 
@@ -131,16 +131,24 @@ class Model:
             self.single = self.session(replace(self.settings, carry=False))
         return self.single(frame)
 
-    def stream(self, source: str | Iterable[NDArray[np.uint8]]) -> Iterator[Result]:
+    def stream(
+        self,
+        source: str | Iterable[NDArray[np.uint8]],
+        options: SourceOptions | None = None,
+    ) -> Iterator[Result]:
         """Answer the frames of a source URI, or of any iterable of BGR images, in order.
 
         Closing the iterator closes the source.
+
+        Args:
+            source: as ``mdeq_runtime.sources.open_source`` takes it, or images.
+            options: what is asked of a URI's source.
         """
         from mdeq_runtime.slot import capture
         from mdeq_runtime.sources import open_source
 
         if isinstance(source, str):
-            with open_source(source) as opened:
+            with open_source(source, options) as opened:
                 self.expect(opened)
                 with self.session() as session, capture(opened) as frames:
                     for frame in frames:

@@ -62,5 +62,5 @@ class PictureWatch:
         if last is None or not np.array_equal(last, sample):
             self.sample, self.checksum = sample.copy(), None
             return False
-        self.checksum = zlib.crc32(np.ascontiguousarray(image))
+        self.checksum = zlib.crc32(np.ascontiguousarray(image).data)
         return before == self.checksum
