@@ -70,15 +70,16 @@ def open_sinks(
         SinkError: one cannot be opened.
         ConfigError: a quota that makes no sense.
     """
-    from mdeq_runtime.planner import parse_bytes
     from mdeq_runtime.sinks import open_sink
-    from mdeq_runtime.sinks.hard import HardFrames
 
     sinks = [
         stack.enter_context(open_sink(target, fps=source.fps, labels=labels, palette=palette))
         for target in targets
     ]
     if hard is not None:
+        from mdeq_runtime.planner import parse_bytes
+        from mdeq_runtime.sinks.hard import HardFrames
+
         size = parse_bytes(quota, "--record-quota")
         sinks.append(stack.enter_context(HardFrames(hard, size, labels)))
     return sinks

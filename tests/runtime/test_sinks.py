@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -146,6 +147,12 @@ def test_json_lines_for_segmentation(tmp_path: Path) -> None:
         "areas": {"sky": 0.5, "road": 0.5},
     }
     assert second["areas"] == {"sky": 0.75, "unseen": 0.25}
+
+
+def test_json_lines_of_a_camera_say_how_old_the_answer_is(tmp_path: Path) -> None:
+    with open_sink(tmp_path / "out.jsonl") as sink:
+        sink.write(frame(0), replace(result(0), age_ms=41.2345))
+    assert json.loads((tmp_path / "out.jsonl").read_text())["age_ms"] == 41.234
 
 
 def test_json_lines_for_classification(tmp_path: Path) -> None:

@@ -165,3 +165,35 @@ def test_a_run_in_a_window_ends_with_whole_files(
     while played.grab():
         count += 1
     assert abs(count - len(written)) <= 1
+
+
+SLOW = f"""
+import time
+import numpy as np
+from mdeq_runtime.results import Frame, Result
+from mdeq_runtime.sinks import open_sink, window
+
+drawn, at_work = [], window.draw
+def draw(*arguments, **options):
+    time.sleep(0.2)  # a screen far away
+    drawn.append(time.monotonic())
+    return at_work(*arguments, **options)
+window.draw = draw
+mask, image = np.zeros({SIZE}, np.uint8), np.zeros((*{SIZE}, 3), np.uint8)
+with open_sink("display://") as sink:
+    started = time.monotonic()
+    for index in range(100):
+        sink.write(Frame(image, index, 0.0), Result(mask, None, 4, 0.02, True, True, ""))
+        time.sleep(0.02)
+    print(len(drawn), time.monotonic() - started)
+"""
+
+
+def test_a_slow_screen_takes_no_more_than_half_of_the_time(xserver: XServer) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", SLOW], capture_output=True, text=True, env=xserver.environment
+    )
+    assert done.returncode == 0, done.stderr
+    drawn, seconds = (float(part) for part in done.stdout.split())
+    assert 3 <= drawn <= 0.6 * seconds / 0.2, "the others are not shown"
+    assert seconds < 100 * 0.2 / 2

@@ -12,13 +12,13 @@ from mdeq_runtime.sinks.images import IMAGE_SUFFIXES, ImageSink
 from mdeq_runtime.sinks.jsonl import JsonLinesSink
 from mdeq_runtime.sinks.masks import MaskSink
 from mdeq_runtime.sinks.none import NullSink
-from mdeq_runtime.sinks.stream import STREAM_SCHEMES, StreamSink
 from mdeq_runtime.sinks.video import CODECS, VideoSink, sound_fps
 from mdeq_runtime.sinks.window import WindowSink
 from mdeq_runtime.uris import did_you_mean, redact, split_scheme
 
 __all__ = ["Sink", "open_sink"]
 
+STREAM_SCHEMES = ("rtsp", "rtsps", "udp")
 SCHEMES = ("display", "http", "masks", *STREAM_SCHEMES)
 SUFFIXES = (*CODECS, ".jsonl", *IMAGE_SUFFIXES)
 KNOWN = (
@@ -69,6 +69,8 @@ def open_sink(
 
         return LivePage(text, labels, palette)
     if scheme in STREAM_SCHEMES:
+        from mdeq_runtime.sinks.stream import StreamSink
+
         return StreamSink(text, sound_fps(fps), labels, palette)
     if scheme == "masks" and rest:
         return MaskSink(Path(rest))

@@ -88,6 +88,7 @@ class JsonLinesSink(Sink):
 def describe(result: Result, labels: Sequence[str]) -> dict[str, Any]:
     """A result as plain JSON values; a number that is not finite becomes null.
 
+    A camera's results have ``age_ms``, the time from capture to answer.
     Segmentation adds ``areas``, the share of the frame's pixels by label (``unseen`` are those
     that the model did not see); classification adds ``top``, the best five as label and score.
     """
@@ -101,6 +102,8 @@ def describe(result: Result, labels: Sequence[str]) -> dict[str, Any]:
         "reason": result.reason,
         "times": {stage: round(ms, 3) for stage, ms in result.times.items()},
     }
+    if result.age_ms is not None:
+        entry["age_ms"] = round(result.age_ms, 3)
     if result.output.ndim == 2:
         areas: dict[str, float] = {}
         for index, share in class_shares(result.output):

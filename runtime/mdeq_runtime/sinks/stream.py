@@ -33,11 +33,10 @@ from mdeq_runtime.sinks.base import Sink
 from mdeq_runtime.sources.base import pixels
 from mdeq_runtime.uris import redact
 
-__all__ = ["STREAM_SCHEMES", "StreamSink"]
+__all__ = ["StreamSink"]
 
 log = logging.getLogger(__name__)
 
-STREAM_SCHEMES = ("rtsp", "rtsps", "udp")
 LAUNCH, INSPECT = "gst-launch-1.0", "gst-inspect-1.0"
 HARDWARE = ("/dev/nvhost-msenc", "/dev/v4l2-nvenc")  # a Jetson with an encoder; not every has one
 ENCODERS = {
