@@ -15,6 +15,7 @@ from tensorrt_models import engine_bytes
 from edge_mdeq.bundle import Bundle, open_bundle
 from edge_mdeq.errors import EngineError, MemoryLimitError
 from mdeq_runtime import FixedIterations, Model, SessionSettings, UntilTolerance
+from mdeq_runtime.doctor.probes import try_bundle
 from mdeq_runtime.memory import resident_bytes
 from mdeq_runtime.tensorrt import opening
 from mdeq_runtime.tensorrt.engines import EngineStore
@@ -113,3 +114,14 @@ def test_sessions_with_another_policy_need_engines_of_their_own(jetson: Bundle) 
         with pytest.raises(EngineError, match=r"solve-k4.onnx has no engine"):
             model.session(SessionSettings(FixedIterations(4)))
         assert model(FRAMES[0]).iterations == 2
+
+
+def test_the_doctor_finds_engines_that_fit_and_says_why_others_do_not(
+    jetson: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = try_bundle(jetson.path)["profiles"]
+    assert found["tensorrt-10"]["error"] is None
+    assert "the TensorRT here takes tensorrt-10" in found["tensorrt-rtx"]["error"]
+    monkeypatch.setattr(opening, "find_release", lambda: Release((10, 13, 3), False))
+    found = try_bundle(jetson.path)["profiles"]
+    assert "TensorRT 10.3.0, here 10.13.3" in found["tensorrt-10"]["error"]

@@ -15,9 +15,12 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from edge_mdeq.errors import EdgeMdeqError
+from edge_mdeq.errors import DeviceError, EdgeMdeqError
+
+if TYPE_CHECKING:
+    from edge_mdeq.bundle import Bundle
 
 __all__ = ["DEVICE_OF", "device_of", "probe_all"]
 
@@ -213,6 +216,8 @@ def try_bundle(path: Path) -> dict[str, Any]:
             entry["error"] = "none of this runtime's devices runs it"
             continue
         try:
+            if device == "tensorrt" and has_engines(bundle, name):
+                continue
             with tempfile.TemporaryDirectory() as scratch:
                 backend, chosen = open_backend(bundle, device, cache=Path(scratch))
                 if chosen != name:
@@ -231,3 +236,27 @@ def try_bundle(path: Path) -> dict[str, Any]:
         except EdgeMdeqError as error:
             entry["error"] = str(error)
     return {"profiles": found}
+
+
+def has_engines(bundle: Bundle, profile: str) -> bool:
+    """Whether engines of a profile can run here; False where ONNX Runtime may build its own.
+
+    Raises:
+        DeviceError, MissingExtraError, BundleError: none can, and ONNX Runtime has no TensorRT.
+    """
+    from mdeq_runtime.backends.choose import has_provider
+    from mdeq_runtime.backends.places import TENSORRT
+    from mdeq_runtime.tensorrt.opening import find_engines
+
+    try:
+        release, store = find_engines(bundle)
+        if release.profile != profile:
+            raise DeviceError(f"the TensorRT here takes {release.profile}")
+        graphs = [graph for graph in store.profile.graphs if store.candidates(graph)]
+        if not any(store.has(graph) for graph in graphs):
+            store.find(graphs[0])  # which says why it does not fit
+    except EdgeMdeqError:
+        if has_provider(TENSORRT):
+            return False
+        raise
+    return True
