@@ -10,6 +10,7 @@ from mdeq_runtime.sources.camera import camera_opening, describe_camera
 from mdeq_runtime.sources.device import Opening
 from mdeq_runtime.sources.files import open_files, open_finite
 from mdeq_runtime.sources.gstreamer import (
+    check_elements,
     check_gstreamer,
     csi_pipeline,
     is_file,
@@ -19,7 +20,6 @@ from mdeq_runtime.sources.gstreamer import (
 from mdeq_runtime.sources.live import Live
 from mdeq_runtime.sources.network import (
     DECODER,
-    SILENT_S,
     http_opening,
     is_http_file,
     open_http_file,
@@ -121,7 +121,8 @@ def live_opening(kind: str, text: str, rest: str, options: SourceOptions) -> tup
         pipeline, failure = user_pipeline(rest), ""
         name = f"pipeline {redact(text).removeprefix('gst://').strip()}"
     check_gstreamer(name)
-    return lambda cancelled: open_pipeline(pipeline, name, failure, SILENT_S), name
+    check_elements(pipeline, name)
+    return lambda cancelled: open_pipeline(pipeline, name, failure), name
 
 
 def pipeline_file(uri: str) -> VideoFile:
@@ -129,4 +130,5 @@ def pipeline_file(uri: str) -> VideoFile:
     name = f"pipeline {redact(uri).removeprefix('gst://').strip()}"
     check_gstreamer(name)
     pipeline = user_pipeline(uri.partition("://")[2])
-    return VideoFile(None, open_pipeline(pipeline, name, "", 60.0).capture, name)
+    check_elements(pipeline, name)
+    return VideoFile(None, open_pipeline(pipeline, name).capture, name)

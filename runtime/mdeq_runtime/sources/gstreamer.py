@@ -19,6 +19,7 @@ from mdeq_runtime.sources.orient import FLIPS
 from mdeq_runtime.uris import redact
 
 __all__ = [
+    "check_elements",
     "check_gstreamer",
     "csi_pipeline",
     "has_board_decoder",
@@ -48,6 +49,21 @@ def check_gstreamer(what: str) -> None:
             f"{what} needs an OpenCV with GStreamer, and this one ({cv2.__version__}, "
             f"{cv2.__file__}) has none; on a Jetson: pip uninstall opencv-python, and let the "
             "environment see JetPack's (docs/cameras.md)"
+        )
+
+
+def check_elements(pipeline: str, name: str) -> None:
+    """See that GStreamer knows all elements: OpenCV may wait for ever for a pipeline without some.
+
+    Raises:
+        SourceError: it lacks some.
+    """
+    missing = missing_elements(pipeline)
+    if missing:
+        raise SourceError(
+            f"{name} does not start: GStreamer lacks {', '.join(missing)}; find the package with: "
+            f"apt-cache search gstreamer1.0 (docs/cameras.md), and look with: "
+            f"gst-inspect-1.0 {missing[0]}"
         )
 
 
@@ -114,24 +130,20 @@ def is_file(text: str) -> bool:
     return re.search(r"\b(multi)?filesrc\b|\bnum-buffers=[1-9]", text) is not None
 
 
-def open_pipeline(pipeline: str, name: str, failure: str, silent_s: float) -> OpenCVDevice:
-    """Open a pipeline; may block for as long as its elements do.
+def open_pipeline(pipeline: str, name: str, failure: str = "") -> OpenCVDevice:
+    """Open a pipeline; this, and every read, may block for as long as its elements do.
 
     Args:
         pipeline: ends in an appsink.
         name: what it is, for messages.
         failure: what it means if no picture comes, "" if that is an end.
-        silent_s: seconds without a picture after which a read ends.
 
     Raises:
         SourceError: it does not start; the first reason that GStreamer gives, where it can be had.
     """
     cv2 = require("cv2", "camera", "reading cameras")
-    limits: list[int] = []
-    if hasattr(cv2, "CAP_PROP_READ_TIMEOUT_MSEC"):
-        limits = [cv2.CAP_PROP_READ_TIMEOUT_MSEC, int(1000 * silent_s)]
-        limits += [cv2.CAP_PROP_OPEN_TIMEOUT_MSEC, int(1000 * silent_s)]
-    capture = cv2.VideoCapture(pipeline, cv2.CAP_GSTREAMER, limits)
+    # no time-outs: before OpenCV 4.9 such a property keeps a pipeline from opening
+    capture = cv2.VideoCapture(pipeline, cv2.CAP_GSTREAMER)
     if not capture.isOpened():
         capture.release()
         raise SourceError(f"{name} does not start: {why(pipeline)}")
@@ -140,12 +152,6 @@ def open_pipeline(pipeline: str, name: str, failure: str, silent_s: float) -> Op
 
 def why(pipeline: str) -> str:
     """What can be said without GStreamer's own messages, which go to its log."""
-    missing = missing_elements(pipeline)
-    if missing:
-        return (
-            f"GStreamer lacks {', '.join(missing)}; see which package has it with: "
-            f"apt-cache search gstreamer1.0, or gst-inspect-1.0 {missing[0]}"
-        )
     if "nvarguscamerasrc" in pipeline:
         return (
             "no camera there, another program has it, or its daemon hangs; see the table in "

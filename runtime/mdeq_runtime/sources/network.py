@@ -44,7 +44,7 @@ def rtsp_opening(uri: str, options: SourceOptions) -> Opening:
     name = f"stream {redact(uri)}"
     if choose_backend(options, name) == "gstreamer":
         pipeline = rtsp_pipeline(uri, options, has_board_decoder())
-        return explained(uri, name, lambda: open_pipeline(pipeline, name, "", SILENT_S))
+        return explained(uri, name, lambda: open_pipeline(pipeline, name))
     latency = 1000 * (options.latency if options.latency is not None else 100)
     found = {**FRESH, "rtsp_transport": options.transport or "tcp", "max_delay": latency}
     return explained(uri, name, lambda: open_by_ffmpeg(uri, found))
