@@ -473,3 +473,13 @@ def test_load_is_the_same_door(segmenter_bundle: Path) -> None:
         assert opened(picture(0)).output.shape == SIZE
     with pytest.raises(BundleError, match="does not exist"):
         edge_mdeq.load("nowhere.mdeq")
+
+
+def test_a_warm_start_never_crosses_a_reconnect(model: Model) -> None:
+    image = blobs(3)
+    with model.session() as session:
+        found = [session(Frame(image, i, 0.0, 0.0, epoch)) for i, epoch in enumerate((0, 0, 1, 1))]
+    assert [result.warm for result in found] == [False, True, False, True]
+    assert found[2].cold == "reconnect"
+    assert found[2].reason == "reset: the source was opened again"
+    assert_same(found[2], found[0])

@@ -8,6 +8,7 @@ import os
 import re
 import sys
 import threading
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -176,11 +177,15 @@ def users_of(path: Path, proc: Path = Path("/proc")) -> list[str]:
     """ "NAME (process 123)" for each process that has ``path`` open, this one included."""
     found = []
     for process in proc.glob("[0-9]*"):
-        try:
-            links = [os.readlink(link) for link in (process / "fd").iterdir()]
-            if str(path) in links:
+        with suppress(OSError):  # another user's, or gone
+            if any(target_of(link) == str(path) for link in (process / "fd").iterdir()):
                 name = (process / "comm").read_text().strip()
                 found.append(f"{name} (process {process.name})")
-        except OSError:  # another user's, or gone
-            continue
     return found
+
+
+def target_of(link: Path) -> str:
+    try:
+        return os.readlink(link)
+    except OSError:  # closed meanwhile
+        return ""
