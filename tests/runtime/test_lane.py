@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -181,3 +183,42 @@ def test_what_a_sink_waits_with_is_let_go() -> None:
     assert outlet.dropped >= 50 - hanging.queue - 1
     hanging.release.set()
     outlet.close()
+
+
+HOLDS = """
+import sys
+import cv2
+import numpy as np
+from mdeq_runtime.memory import peak_resident_bytes
+from mdeq_runtime.overlay import draw
+from mdeq_runtime.results import Frame, Result
+from mdeq_runtime.sinks import open_sink
+from mdeq_runtime.sinks.lane import Lane
+
+height, width = 720, 1280
+small = np.random.default_rng(0).integers(0, 256, (27, 48, 3), np.uint8)
+wide = cv2.resize(small, (width, height))
+mask = np.zeros((height, width), np.uint8)
+draw(small, Result(mask[:27, :48], None, 1, 0.1, True, True, ""), ("a",))
+before = peak_resident_bytes()
+sink = open_sink(sys.argv[1], fps=25.0, labels=("a",))
+lane = Lane(sink, wait=True)
+for index in range(60):
+    answer = Result(mask.copy(), None, 1, 0.1, True, True, "", index=index)
+    lane.write(Frame(np.roll(wide, 8 * index, axis=1), index, index / 25), answer)
+lane.close()
+print(peak_resident_bytes() - before, sink.holding((height, width)))
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads /proc")
+@pytest.mark.parametrize("name", ["out.mp4", "out.avi", "out.jsonl", "masks/", "%d.jpg"])
+def test_a_memory_limit_is_told_what_waits_for_a_sink(tmp_path: Path, name: str) -> None:
+    """Beside the frame and the mask that the run itself holds, which are counted elsewhere."""
+    command = [sys.executable, "-c", HOLDS, f"{tmp_path}/{name}"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    measured, said = (int(part) for part in done.stdout.split())
+    own = 2 * (3 + 1) * 720 * 1280  # and the next ones, while they are made
+    code = 3_000_000  # which the kernel maps in larger or smaller pieces
+    assert measured <= said + own + code
+    assert measured >= 0.5 * said, "nor is far too much refused"

@@ -21,7 +21,7 @@ from mdeq_runtime.sources.base import pixels
 __all__ = ["CODECS", "VideoSink", "sound_fps"]
 
 CODECS = {".avi": "MJPG", ".mp4": "mp4v"}
-ENCODER, LOOKAHEAD = 9_000_000, 13  # bytes of code, frames
+ENCODER, LOOKAHEAD = 12_000_000, 13  # bytes of code, frames
 CODED = 0.06  # bytes a pixel and frame, of a lively video
 DEFAULT_FPS = 25.0
 MAX_FPS = 240.0
