@@ -284,7 +284,7 @@ examine() {
     say "installed: $command"
     shown=${bundle:-NAME.mdeq}
     if wants_tensorrt; then say "next: $command engine $shown"; fi
-    say "then: $command run $shown v4l2:///dev/video0 --headless"
+    say "then: $command run $shown v4l2:///dev/video0 --headless    (or csi://0, rtsp://...)"
 }
 
 parse "$@"

@@ -109,7 +109,8 @@ def round_robin(
         streams: a session, or whatever answers frames, and an opened source for each stream. They
             are left open.
         stop: set it, from any thread, to end before the next frame.
-        stall_s: seconds without a frame after which a camera's stream is over, with an error.
+        stall_s: seconds without a frame after which a camera's stream is over, with an error,
+            unless it reconnects (``Source.patient``).
 
     Returns:
         Turns, one for each frame, and one for each stream's end.

@@ -1,4 +1,6 @@
-"""docs/jetson.md and the kit name only commands, options, files and sources that exist."""
+"""docs/jetson.md, docs/cameras.md and the kit name only commands, options, files and sources that
+exist.
+"""
 
 from __future__ import annotations
 
@@ -19,6 +21,7 @@ from mdeq_runtime.uris import split_scheme
 ROOT = Path(__file__).parents[2]
 KIT = ROOT / "runtime" / "device"
 TEXT = (ROOT / "docs" / "jetson.md").read_text()
+CAMERAS = (ROOT / "docs" / "cameras.md").read_text()
 VERBS = typer.main.get_command(app)
 assert isinstance(VERBS, click.Group)
 
@@ -34,7 +37,7 @@ def uses(text: str) -> list[list[str]]:
     return [shlex.split(match[1], comments=True) for match in found if match]
 
 
-USES = uses(TEXT)
+USES = [*uses(TEXT), *uses(CAMERAS)]
 
 
 def test_the_walkthrough_goes_all_the_way() -> None:
@@ -52,6 +55,12 @@ def test_every_command_is_one_that_the_command_line_takes(arguments: list[str]) 
     if source is not None and source != "SOURCE":
         scheme, _ = split_scheme(source)
         assert scheme in ("", *KNOWN_SCHEMES), source
+
+
+def test_every_option_of_the_input_is_described_and_exists() -> None:
+    taken = {name for parameter in VERBS.commands["run"].params for name in parameter.opts}
+    named = set(re.findall(r"--(?:input-[a-z-]+|realtime)", CAMERAS))
+    assert named == {name for name in taken if re.match("--(input-|realtime)", name)}
 
 
 def test_every_option_of_the_script_that_is_named_is_one_that_it_has() -> None:
