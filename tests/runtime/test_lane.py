@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import subprocess
 import sys
 import threading
@@ -16,7 +17,7 @@ import pytest
 from edge_mdeq.errors import SinkError
 from mdeq_runtime.pipeline import run
 from mdeq_runtime.results import Frame, Result
-from mdeq_runtime.sinks import lane
+from mdeq_runtime.sinks import lane, open_sink
 from mdeq_runtime.sinks.base import Sink
 from mdeq_runtime.sinks.none import NullSink
 from mdeq_runtime.sources import open_source
@@ -126,6 +127,20 @@ def test_a_sink_that_hangs_costs_the_others_nothing(monkeypatch: pytest.MonkeyPa
     assert quick.closed == 1
     assert hanging.closed == 0, "nobody closes what another thread is writing to"
     hanging.release.set()
+
+
+def test_a_pipe_that_nobody_reads_is_such_a_sink(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lane, "CLOSE_S", 0.5)
+    pipe, lines = tmp_path / "pipe.jsonl", tmp_path / "out.jsonl"
+    os.mkfifo(pipe)
+    started = time.monotonic()
+    with pytest.raises(SinkError, match=r"pipe\.jsonl has not finished for 0\.5 s"):
+        run(session, Camera(), [open_sink(pipe), open_sink(lines)], max_frames=50)
+    assert time.monotonic() - started < 5
+    assert len(lines.read_text().splitlines()) == 50
+    os.close(os.open(pipe, os.O_RDONLY | os.O_NONBLOCK))  # lets its thread end
 
 
 def test_a_file_does_not_wait_for_ever(clip: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -111,7 +111,7 @@ class FragmentedVideo:
             if len(segment.sizes) != len(times) - 1:
                 raise ValueError(f"{len(segment.sizes)} of {len(times) - 1} frames")
         except ValueError as error:  # OpenCV says nothing of a disk that is full
-            raise OSError(None, f"the disk may be full, a fragment is torn: {error}") from error
+            raise OSError(None, "the disk may be full, a fragment did not arrive whole") from error
         finally:
             self._part.unlink(missing_ok=True)
         ticks = [round(time * TIMESCALE) for time in times]
