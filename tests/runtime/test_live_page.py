@@ -269,6 +269,7 @@ def test_viewers_change_the_policy(wish: dict[str, object], policy: object) -> N
         ({"policy": "fixed", "iterations": 10**9}, "iterations"),
         ({"policy": "fixed", "iterations": "2; rm"}, "iterations"),
         ({"policy": "tolerance", "tolerance": -1}, "tolerance"),
+        ({"policy": "tolerance", "tolerance": 0}, "tolerance"),
         ({"policy": "deadline"}, "needs deadline_ms"),
         ({"policy": "fixed", "n": 3}, "unknown field"),
         ([], "object"),

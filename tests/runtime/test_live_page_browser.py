@@ -136,7 +136,7 @@ def test_controls_change_how_a_real_model_solves(tab: Any, segmenter_bundle: Pat
         tab.evaluate("document.querySelector('#controls').noValidate = true")
         tab.click("text=Apply")
         tab.wait_for_selector("#answer.bad")
-        assert "must be positive" in tab.inner_text("#answer")
+        assert "deadline_ms" in tab.inner_text("#answer")
         assert session.settings.policy == UntilTolerance(1e-8, 5)
         before = page.figures.metrics
         assert before is not None

@@ -12,7 +12,9 @@ from mdeq_runtime.policies import FixedIterations, Policy, UntilDeadline, UntilT
 __all__ = ["Controllable", "describe_policy", "read_policy"]
 
 Count = Annotated[int, msgspec.Meta(ge=1, le=1000)]
-Positive = Annotated[float, msgspec.Meta(gt=0, le=1e6)]
+# not "above 0": msgspec compares with the least denormal, which is 0 in threads that ONNX Runtime
+# has set so
+Positive = Annotated[float, msgspec.Meta(ge=1e-9, le=1e6)]
 
 
 @runtime_checkable
