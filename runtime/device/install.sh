@@ -197,8 +197,8 @@ fingerprint() {
 }
 
 prepare_prefix() {
-    mkdir -p "$prefix/environments" 2>/dev/null && [ -w "$prefix/environments" ] ||
-        die "$prefix cannot be written to; make it yours:
+    mkdir -p "$prefix/environments" 2>/dev/null || true
+    [ -w "$prefix/environments" ] || die "$prefix cannot be written to; make it yours:
   sudo install -d -o $(id -un) $prefix
 or choose another place: --prefix ~/edge-mdeq"
     exec 9>>"$prefix/.lock"
