@@ -161,7 +161,7 @@ def main() -> None:
     parser.add_argument("--clip")
     parser.add_argument("--frames", type=int, default=108_000)
     parser.add_argument("--every", type=int, default=0)
-    parser.add_argument("--threads", type=int, default=0)
+    parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--iterations", type=int)
     parser.add_argument("--tolerance", type=float)
     parser.add_argument("--deadline-ms", type=float)
