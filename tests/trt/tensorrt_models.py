@@ -151,12 +151,14 @@ class IBuilderConfig(Plain):
         return self.num_optimization_profiles - 1
 
     def create_timing_cache(self, serialized_timing_cache: bytes) -> Any:
+        if serialized_timing_cache == b"damaged":
+            return None
         cache = ITimingCache(self.double, content=bytes(serialized_timing_cache))
         return self.double.wrap("ITimingCache", cache)
 
     def set_timing_cache(self, cache: Any, ignore_mismatch: bool = False) -> bool:
         self.cache = cache
-        return True
+        return bool(cache.model.content != b"of another device")
 
     def get_timing_cache(self) -> Any:
         return self.cache

@@ -60,6 +60,26 @@ def test_timings_are_used_again_except_by_rtx_where_they_are_a_no_op(
         assert plan.timings == b"of last time"
 
 
+@pytest.mark.parametrize("timings", [b"damaged", b"of another device"])
+def test_timings_that_do_not_fit_are_begun_anew(
+    double: TensorRT, graph: Path, timings: bytes
+) -> None:
+    plan = build(parsed(double, graph), BuildSettings(), timings)
+    assert plan.bytes > 0
+    if not double.rtx:
+        assert plan.timings == b"timings"
+        assert (
+            double.named("IBuilderConfig.set_timing_cache")[-1].arguments["cache"].model.content
+            == b""
+        )
+
+
+def test_norms_are_tensorrts_own_and_no_plugins(double: TensorRT, graph: Path) -> None:
+    parsed(double, graph)
+    (call,) = double.named("OnnxParser.set_flag")
+    assert str(call.arguments["flag"]) == "OnnxParserFlag.NATIVE_INSTANCENORM"
+
+
 def test_progress_is_heard_where_there_is_a_monitor(double: TensorRT, graph: Path) -> None:
     heard: list[Progress] = []
 

@@ -50,10 +50,7 @@ def build(
     flavour = parsed.flavour
     config = parsed.builder.create_builder_config()
     configure(config, parsed, settings)
-    cache = None
-    if not flavour.rtx:  # there the cache is a no-op
-        cache = config.create_timing_cache(timings)
-        config.set_timing_cache(cache, False)
+    cache = None if flavour.rtx else timing_cache(config, timings)  # there it is a no-op
     listener = monitor(flavour, report) if report is not None and flavour.has_monitor else None
     if listener is not None:
         config.progress_monitor = listener
@@ -65,6 +62,15 @@ def build(
             "(--iterations), or more swap"
         )
     return Plan(engine, None if cache is None else bytes(memoryview(cache.serialize())))
+
+
+def timing_cache(config: Any, timings: bytes) -> Any:
+    """A config's cache: empty where ``timings`` are damaged, or of another device or version."""
+    for content in (timings, b""):
+        cache = config.create_timing_cache(content)
+        if cache is not None and config.set_timing_cache(cache, False):
+            return cache
+    return None
 
 
 def configure(config: Any, parsed: Network, settings: BuildSettings) -> None:

@@ -45,6 +45,9 @@ def parse(flavour: Flavour, graph: Path, logger: Any) -> Network:
     builder = trt.Builder(logger)
     network = builder.create_network(flavour.network_flags())
     parser = trt.OnnxParser(network, logger)
+    # In 8.6 the default is a plugin, of a library that Python does not load by itself, and that no
+    # compatible engine may hold.
+    parser.set_flag(trt.OnnxParserFlag.NATIVE_INSTANCENORM)
     if not parser.parse_from_file(str(graph)):
         complaints = [parser.get_error(k) for k in range(parser.num_errors)]
         said = "\n".join(f"  {spell(flavour, error)}" for error in complaints) or "  (no reason)"
