@@ -264,9 +264,14 @@ def test_each_device_software_and_bundle_has_a_folder_of_its_own(
         facts(bundle, profile, module, ORIN, "10.7.0"),
         facts(bundle, profile, module, CudaDevice(0, "Orin", (8, 7), 12080), "10.3.0"),
         facts(bundle, profile, module, CudaDevice(0, "Orin", (8, 6), 12060), "10.3.0"),
+        facts(bundle, profile, module, CudaDevice(0, "Orin", (8, 7), 12060, True, 4), "10.3.0"),
         facts(bundle, profile, SimpleNamespace(__version__="1.24.0"), ORIN, "10.3.0"),
         {**one, "graphs": "of other weights"},
     ]
+    with pytest.MonkeyPatch.context() as patch:
+        flashed = {"l4t": "36.5.0", "driver": "540.5.0"}
+        patch.setattr("mdeq_runtime.backends.choose.system", lambda: flashed)
+        others.append(facts(bundle, profile, module, ORIN, "10.3.0"))
     folders = set()
     for each in (one, *others, dict(reversed(one.items()))):
         cache = open_engine_cache([tmp_path], each)

@@ -276,7 +276,7 @@ class Libcuda:
         name.value = b"Imitation"
 
     def do_cuDeviceGetAttribute(self, number: Any, attribute: int, device: Any) -> None:  # noqa: N802
-        number._obj.value = {75: 8, 76: 7, 18: 1}[attribute]
+        number._obj.value = {75: 8, 76: 7, 18: 1, 16: 8}[attribute]
 
     def do_cuDriverGetVersion(self, number: Any) -> None:  # noqa: N802
         number._obj.value = self.version

@@ -14,7 +14,9 @@ from mdeq_runtime.tensorrt.identity import NAMES, Identity, differences, identif
 from mdeq_runtime.tensorrt.settings import BuildSettings
 from mdeq_runtime.tensorrt.versions import Release
 
-ORIN = Identity("Orin", "8.7", "36.4.3", "12.6", "540.4.0", "10.3.0", "tensorrt-10", "fp16")
+ORIN = Identity(
+    "Orin", "8.7", "36.4.3", "12.6", "540.4.0", "10.3.0", "tensorrt-10", "fp16", processors="8"
+)
 
 
 def profile(precision: str = "fp32", flags: tuple[str, ...] = ()) -> Profile:
@@ -37,10 +39,10 @@ def test_each_difference_is_named_with_both_sides(name: str) -> None:
 def test_compatible_engines_fit_more() -> None:
     other = replace(ORIN, device="RTX 3060", capability="8.6", l4t=ORIN.l4t)
     anywhere = replace(ORIN, compatibility="ampere_plus")
-    assert differences(anywhere, other) == []
+    assert differences(anywhere, replace(other, processors="28")) == []
     assert differences(anywhere, replace(other, capability="7.5"))
     same = replace(ORIN, compatibility="same_compute_capability")
-    assert differences(same, replace(ORIN, device="Orin NX")) == []
+    assert differences(same, replace(ORIN, device="Orin NX", processors="4")) == []
     assert differences(same, other)
 
 
@@ -69,7 +71,7 @@ def test_a_jetson_says_what_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     )
     monkeypatch.setattr(
         "mdeq_runtime.tensorrt.identity.find_device",
-        lambda: CudaDevice(0, "Orin", (8, 7), 12060),
+        lambda: CudaDevice(0, "Orin", (8, 7), 12060, True, 8),
     )
     found = identify(Release((10, 3, 0), False), profile("fp16"), BuildSettings(), tmp_path)
     assert found == ORIN

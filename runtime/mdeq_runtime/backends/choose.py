@@ -32,6 +32,7 @@ from edge_mdeq.errors import (
     DeviceError,
     MemoryLimitError,
     MissingExtraError,
+    SessionError,
     require,
 )
 from mdeq_runtime.backends import Backend
@@ -41,6 +42,7 @@ from mdeq_runtime.backends.ort_cpu import OrtCpuBackend
 from mdeq_runtime.backends.ort_gpu import OrtGpuBackend
 from mdeq_runtime.backends.places import CUDA, TENSORRT, cuda, require_provider, tensorrt
 from mdeq_runtime.policies import Policy
+from mdeq_runtime.tensorrt.identity import system
 from mdeq_runtime.tensorrt.opening import open_engines
 
 __all__ = ["DEVICES", "open_backend"]
@@ -106,7 +108,7 @@ def open_auto(
     meant = any(name.startswith("tensorrt-") for name in bundle.manifest.profiles)
     try:
         return open_engines(bundle, policies, carry, cache, limit)
-    except (DeviceError, BundleError, MissingExtraError, MemoryLimitError) as error:
+    except (DeviceError, BundleError, MissingExtraError, MemoryLimitError, SessionError) as error:
         log.log(logging.WARNING if meant else logging.DEBUG, "not running on TensorRT: %s", error)
     ort = require("onnxruntime", "onnxruntime", "running a bundle")
     if CUDA in ort.get_available_providers():
@@ -137,7 +139,7 @@ def open_tensorrt(
     """Engines of our own, or, where these cannot run, those that ONNX Runtime builds."""
     try:
         return open_engines(bundle, policies, carry, cache, limit)
-    except (DeviceError, BundleError, MissingExtraError) as error:
+    except (DeviceError, BundleError, MissingExtraError, SessionError) as error:
         if not has_provider(TENSORRT):
             raise
         log.warning("running on ONNX Runtime's TensorRT: %s", error)
@@ -247,9 +249,11 @@ def facts(
     files = sorted(bundle.manifest.files[name].sha256 for name in profile.files)
     return {
         "device": gpu.name,
+        "multiprocessors": str(gpu.processors),
         "compute_capability": ".".join(map(str, gpu.capability)),
-        "driver": str(gpu.driver),
+        "cuda": str(gpu.driver),
         "tensorrt": version,
         "onnxruntime": str(ort.__version__),
         "graphs": hashlib.sha256(" ".join(files).encode()).hexdigest(),
+        **system(),
     }

@@ -16,7 +16,7 @@ from edge_mdeq.errors import DeviceError
 __all__ = ["CudaDevice", "DeviceMemory", "find_device", "tensorrt_version"]
 
 DRIVER = "libcuda.so.1"  # of the driver, so it is the same for every CUDA
-MAJOR, MINOR, INTEGRATED = 75, 76, 18  # CUdevice_attribute
+MAJOR, MINOR, INTEGRATED, PROCESSORS = 75, 76, 18, 16  # CUdevice_attribute
 
 
 @dataclass(frozen=True)
@@ -29,6 +29,8 @@ class CudaDevice:
         capability: compute capability, (8, 7) for an Orin.
         driver: the newest CUDA that the driver supports, such as 12060.
         integrated: whether it shares its memory with the CPU, as on a Jetson.
+        processors: how many multiprocessors it has; all boards with an Orin have the same name,
+            but from 4 to 16 of them. 0: not asked.
     """
 
     index: int
@@ -36,6 +38,7 @@ class CudaDevice:
     capability: tuple[int, int]
     driver: int
     integrated: bool = False
+    processors: int = 0
 
 
 def find_device(index: int = 0) -> CudaDevice:
@@ -50,12 +53,14 @@ def find_device(index: int = 0) -> CudaDevice:
     name = ctypes.create_string_buffer(256)
     _call(driver, "cuDeviceGetName", name, len(name), device)
     asked = []
-    for attribute in (MAJOR, MINOR, INTEGRATED):
+    for attribute in (MAJOR, MINOR, INTEGRATED, PROCESSORS):
         _call(driver, "cuDeviceGetAttribute", ctypes.byref(number), attribute, device)
         asked.append(number.value)
     _call(driver, "cuDriverGetVersion", ctypes.byref(number))
-    major, minor, integrated = asked
-    return CudaDevice(index, name.value.decode(), (major, minor), number.value, bool(integrated))
+    major, minor, integrated, processors = asked
+    return CudaDevice(
+        index, name.value.decode(), (major, minor), number.value, bool(integrated), processors
+    )
 
 
 class DeviceMemory:

@@ -14,12 +14,13 @@ from mdeq_runtime.backends.nvidia import CudaDevice, find_device
 from mdeq_runtime.tensorrt.settings import BuildSettings
 from mdeq_runtime.tensorrt.versions import Release
 
-__all__ = ["Identity", "differences", "identify", "precision_of"]
+__all__ = ["Identity", "differences", "identify", "precision_of", "system"]
 
 L4T = re.compile(r"R(\d+) \(release\), REVISION: ([\d.]+)")
 DRIVER = re.compile(r"Kernel Module\s+(?:for \S+\s+)?([\d.]+)")
 NAMES = {  # as messages call them, in the order in which they are told
     "device": "GPU",
+    "processors": "multiprocessors",
     "capability": "compute capability",
     "l4t": "L4T",
     "driver": "driver",
@@ -45,6 +46,7 @@ class Identity:
         precision: "fp32" or "fp16".
         compatibility: "none", "ampere_plus" or "same_compute_capability": on which GPUs it runs.
         version_compatible: whether later versions of the same major take it.
+        processors: how many multiprocessors the GPU has, which its name alone does not tell.
     """
 
     device: str
@@ -57,6 +59,7 @@ class Identity:
     precision: str
     compatibility: str = "none"
     version_compatible: bool = False
+    processors: str = ""
 
     @property
     def fingerprint(self) -> str:
@@ -103,15 +106,23 @@ def identify(
     return Identity(
         device=gpu.name,
         capability=".".join(map(str, gpu.capability)),
-        l4t=".".join(said(root / "etc/nv_tegra_release", L4T)),
         cuda=f"{gpu.driver // 1000}.{gpu.driver % 1000 // 10}",
-        driver="".join(said(root / "proc/driver/nvidia/version", DRIVER)),
         tensorrt=release.version,
         profile=release.profile,
         precision=precision,
         compatibility=settings.compatibility or "none",
         version_compatible=settings.version_compatible,
+        processors=str(gpu.processors or ""),
+        **system(root),
     )
+
+
+def system(root: Path = Path("/")) -> dict[str, str]:
+    """Jetson Linux, as ``l4t``, and the ``driver``'s version; "" where there is none."""
+    return {
+        "l4t": ".".join(said(root / "etc/nv_tegra_release", L4T)),
+        "driver": "".join(said(root / "proc/driver/nvidia/version", DRIVER)),
+    }
 
 
 def at_hand() -> CudaDevice:
@@ -153,9 +164,9 @@ def differences(built: Identity, here: Identity) -> list[str]:
     if here.capability in built.capability.split():
         excused |= {"capability"}
     if built.compatibility == "same_compute_capability":
-        excused |= {"device"}
+        excused |= {"device", "processors"}
     if built.compatibility == "ampere_plus" and numbers(here.capability) >= (8, 0):
-        excused |= {"device", "capability"}
+        excused |= {"device", "processors", "capability"}
     if built.version_compatible and fits_version(built.tensorrt, here.tensorrt):
         excused |= {"tensorrt"}
     return [
