@@ -17,7 +17,7 @@ from typing import Literal
 import numpy as np
 
 from edge_mdeq.bundle import Manifest, Profile, TensorSpec
-from edge_mdeq.errors import ConfigError, MemoryLimitError
+from edge_mdeq.errors import ConfigError, EngineError, MemoryLimitError
 from mdeq_runtime.backends import Footprint
 from mdeq_runtime.policies import FixedIterations, Policy
 from mdeq_runtime.solving import fixed_chains
@@ -95,6 +95,7 @@ def choices(
 
     Raises:
         SessionError: the bundle's rungs cannot run the policy.
+        EngineError: the usual form's engines were not built.
     """
     forms: dict[Form, list[str]] = {}
     if isinstance(policy, FixedIterations):
@@ -109,9 +110,14 @@ def choices(
     if manifest.output.kind == "scores":
         pixels = 0
     frames = beside + 3 * height * width + pixels
-    found = []
+    found: list[Choice] = []
     for form, graphs in forms.items():
-        took = footprint([*graphs, *(name for name in others if name not in graphs)])
+        try:
+            took = footprint([*graphs, *(name for name in others if name not in graphs)])
+        except EngineError:
+            if not found:
+                raise
+            continue  # the usual form can run; for another one nobody has built engines
         need = Need(
             base=base,
             library=took.library,
