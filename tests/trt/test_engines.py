@@ -52,6 +52,32 @@ def test_where_there_is_none_the_command_is_named(bundle: Bundle) -> None:
         store.find(GRAPH)
 
 
+@pytest.mark.parametrize(
+    ("graph", "options"),
+    [
+        (None, ""),
+        ("graphs/ort-cpu/solve-k2.onnx", ""),
+        ("graphs/ort-cpu/advance-k1.onnx", ""),
+        (GRAPH, " --iterations 1"),
+        ("graphs/ort-cpu/inject.onnx", ""),
+    ],
+)
+def test_the_command_builds_what_is_missing(
+    bundle: Bundle, tmp_path: Path, graph: str | None, options: str
+) -> None:
+    """As it is for the graphs of a run's default policy, which it builds by itself."""
+    store = EngineStore(bundle, "tensorrt-10", HERE)
+    assert store.command(graph) == f"edge-mdeq engine {bundle.path}{options}"
+    cached = EngineStore(bundle, "tensorrt-10", HERE, tmp_path)
+    assert cached.command(graph) == f"{store.command(graph)} --cache {tmp_path}"
+
+
+def test_a_bundles_name_leads_nowhere_else(bundle: Bundle, tmp_path: Path) -> None:
+    named = replace(bundle, manifest=replace(bundle.manifest, name="../../elsewhere"))
+    store = EngineStore(named, "tensorrt-10", HERE, tmp_path / "shared")
+    assert store.path(GRAPH).resolve().is_relative_to(tmp_path / "shared")
+
+
 def test_another_devices_engine_is_not_used_and_each_difference_is_named(bundle: Bundle) -> None:
     put(EngineStore(bundle, "tensorrt-10", replace(HERE, device="Xavier", tensorrt="10.13.3")))
     with pytest.raises(EngineError) as caught:

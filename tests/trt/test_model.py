@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import shutil
 from pathlib import Path
@@ -87,6 +88,47 @@ def test_so_does_one_that_tensorrt_refuses(
     assert gpu.retained == 0
 
 
+@pytest.mark.parametrize("call", ["Runtime.deserialize_cuda_engine", "Runtime"])
+def test_so_does_what_nobody_expects(
+    jetson: Bundle,
+    ten: TensorRT,
+    call: str,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+    gpu: fake_cuda.Gpu,
+) -> None:
+    """A runtime that cannot be made is a TypeError of TensorRT's bindings."""
+
+    def refuse(logger: object) -> None:
+        raise TypeError("factory function returned nullptr")
+
+    if call == "Runtime":
+        monkeypatch.setitem(vars(ten.module), "Runtime", refuse)
+    else:
+        ten.fail[call] = TypeError("factory function returned nullptr")
+    with caplog.at_level(logging.WARNING), Model(jetson.path, SETTINGS) as model:
+        assert model(FRAMES[0]).iterations == 2
+        assert model.profile != "tensorrt-10"
+    assert "factory function returned nullptr" in caplog.text
+    assert not gpu.blocks
+    assert gpu.retained == 0
+
+
+@pytest.mark.parametrize("compatible", [False, True])
+def test_only_version_compatible_engines_may_bring_code(
+    jetson: Bundle, ten: TensorRT, compatible: bool
+) -> None:
+    """Of the older version that built them; TensorRT refuses it by itself."""
+    for record in jetson.path.glob("engines/*/*.json"):
+        content = json.loads(record.read_text())
+        content["identity"]["version_compatible"] = compatible
+        record.write_text(json.dumps(content))
+    with Model(jetson.path, SETTINGS) as model:
+        assert model.profile == "tensorrt-10"
+    allowed = [call.arguments["value"] for call in ten.named("Runtime.engine_host_code_allowed=")]
+    assert allowed == [True] * compatible
+
+
 def test_on_a_board_whose_gpu_shares_it_engines_are_in_the_memory_limit(jetson: Bundle) -> None:
     base = resident_bytes() or 0
     with Model(jetson.path, SETTINGS, memory_limit=base + 2**30) as model:
@@ -95,6 +137,15 @@ def test_on_a_board_whose_gpu_shares_it_engines_are_in_the_memory_limit(jetson: 
         report = model.memory()
         assert report.predicted is not None
         assert report.predicted > base + WEIGHTS
+
+
+def test_a_memory_limit_asks_for_no_engines_that_the_policy_does_not(jetson: Bundle) -> None:
+    for engine in jetson.path.glob("engines/*/*.engine"):
+        if engine.stem != "solve-k2":
+            engine.unlink()
+    limit = (resident_bytes() or 0) + 2**30
+    with Model(jetson.path, SETTINGS, device="tensorrt", memory_limit=limit) as model:
+        assert model(FRAMES[0]).iterations == 2
 
 
 def test_what_does_not_fit_runs_elsewhere_or_is_refused(

@@ -50,6 +50,7 @@ class TensorRTBackend:
         index: which GPU.
         streaming: whether an engine that does not fit as a whole is to keep a part of its weights
             with the host, where it was built for that.
+        host_code: whether engines may bring code for the CPU, as version-compatible ones do.
         graphs: whether to capture CUDA graphs.
 
     Raises:
@@ -57,6 +58,7 @@ class TensorRTBackend:
         MissingExtraError: pycuda is not installed.
         BundleError: the bundle takes several images at once, or lacks the profile.
         MemoryLimitError: not even the zeros of a cold start fit.
+        SessionError: pycuda or TensorRT failed in a way that is not known.
     """
 
     def __init__(
@@ -68,6 +70,7 @@ class TensorRTBackend:
         index: int = 0,
         *,
         streaming: bool = False,
+        host_code: bool = False,
         graphs: bool = True,
     ) -> None:
         batch = bundle.manifest.input.tensor.shape[0]
@@ -83,11 +86,12 @@ class TensorRTBackend:
         self.loading = threading.Lock()
         self.device = device = Device(index, limit)
         try:
-            self.engines = device.call(
-                lambda: Engines(device, flavour, specs_of(bundle.manifest), streaming)
+            specs = specs_of(bundle.manifest)
+            self.engines = self.on_device(
+                "starting", lambda: Engines(device, flavour, specs, streaming, host_code)
             )
             self.engines.capturing = graphs
-            self.zeros = device.call(self.make_zeros)
+            self.zeros = self.on_device("starting", self.make_zeros)
         except BaseException:
             device.close()
             raise

@@ -27,6 +27,7 @@ from mdeq_runtime.backends.nvidia import find_device
 from mdeq_runtime.memory import peak_resident_bytes
 from mdeq_runtime.tensorrt.builder import Plan, build, layers_of
 from mdeq_runtime.tensorrt.listening import Progress, logger
+from mdeq_runtime.tensorrt.loading import check_driver
 from mdeq_runtime.tensorrt.network import parse
 from mdeq_runtime.tensorrt.settings import BuildSettings
 from mdeq_runtime.tensorrt.versions import Flavour, find_flavour
@@ -128,7 +129,7 @@ def work(job: Job, send: Any) -> dict[str, float]:
         "peak_bytes": peak_resident_bytes() or 0,
         "layers": parsed.layers,
     }
-    inspect(flavour, plan, Path(job.layers), listener)
+    inspect(flavour, plan, Path(job.layers), listener, job.settings.version_compatible)
     return measured
 
 
@@ -146,14 +147,17 @@ def write(plan: Plan, engine: Path, timings: Path | None) -> None:
         write_atomic(timings, plan.timings)
 
 
-def inspect(flavour: Flavour, plan: Plan, path: Path, listener: Any) -> None:
+def inspect(flavour: Flavour, plan: Plan, path: Path, listener: Any, host_code: bool) -> None:
     """Write the engine's layers as JSON; only a GPU that it fits can load it."""
     path.unlink(missing_ok=True)  # of the engine before
     try:
-        find_device()
+        check_driver(flavour, find_device().driver)
     except DeviceError:
-        return  # a Runtime without a device would crash
-    engine = flavour.module.Runtime(listener).deserialize_cuda_engine(memoryview(plan.engine))
+        return  # a Runtime without a device, or on an old driver, would crash
+    runtime = flavour.module.Runtime(listener)
+    if host_code:
+        runtime.engine_host_code_allowed = True
+    engine = runtime.deserialize_cuda_engine(memoryview(plan.engine))
     if engine is not None:
         write_atomic(path, layers_of(flavour, engine).encode())
 

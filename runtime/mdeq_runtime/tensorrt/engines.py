@@ -10,6 +10,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
+import shlex
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -22,7 +24,9 @@ from edge_mdeq.bundle.reader import hash_file
 from edge_mdeq.errors import EngineError
 from edge_mdeq.files import write_atomic
 from mdeq_runtime.backends.engine_cache import engine_roots
+from mdeq_runtime.policies import FixedIterations, UntilTolerance
 from mdeq_runtime.tensorrt.identity import Identity, differences
+from mdeq_runtime.tensorrt.settings import needed
 
 __all__ = ["EngineRecord", "EngineStore", "read_record"]
 
@@ -65,7 +69,7 @@ class EngineStore:
     def __init__(
         self, bundle: Bundle, profile: str, identity: Identity, cache: Path | None = None
     ) -> None:
-        self.bundle, self.identity = bundle, identity
+        self.bundle, self.identity, self.cache = bundle, identity, cache
         self.profile = bundle.profile(profile)
         self.roots = tuple(self.own(root) for root in engine_roots(bundle.path, cache))
 
@@ -75,7 +79,8 @@ class EngineStore:
             return root
         files = self.bundle.manifest.files
         digest = hashlib.sha256(" ".join(sorted(e.sha256 for e in files.values())).encode())
-        return root / f"{self.bundle.manifest.name}-{digest.hexdigest()[:12]}"
+        name = re.sub(r"[^\w.-]+", "-", self.bundle.manifest.name)  # which may hold anything
+        return root / f"{name}-{digest.hexdigest()[:12]}"
 
     @property
     def folder(self) -> Path:
@@ -117,13 +122,23 @@ class EngineStore:
             if not why:
                 return path
             reasons.append(f"  {path}: {why}")
-        build = f"edge-mdeq engine {self.bundle.path}"
+        build = self.command(graph)
         if reasons:
             raise EngineError(
                 f"no engine of {graph} fits this device:\n{os.linesep.join(reasons)}\n"
                 f"Build it anew: {build}"
             )
         raise EngineError(f"{graph} has no engine for this device; build it: {build}")
+
+    def command(self, graph: str | None = None) -> str:
+        """What builds a graph's engine, if it is named; else those that a run needs by itself."""
+        words = ["edge-mdeq", "engine", str(self.bundle.path)]
+        rungs = {rung.graph: rung.evaluations for rung in self.profile.rungs}
+        if graph not in (None, *needed(self.profile, [FixedIterations(), UntilTolerance()])):
+            words += ["--iterations", str(rungs[graph])] if graph in rungs else ["--all"]
+        if self.cache is not None:
+            words += ["--cache", str(self.cache)]
+        return shlex.join(words)
 
     def candidates(self, graph: str) -> list[Path]:
         """Engines of that name, those in this device's own folder first."""

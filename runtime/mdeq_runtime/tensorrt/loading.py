@@ -60,17 +60,20 @@ class Loader:
     Args:
         device: where engines go.
         flavour: the TensorRT that takes them.
+        host_code: whether engines may bring code for the CPU, as version-compatible ones do.
 
     Raises:
         DeviceError: the driver is too old for this TensorRT.
     """
 
-    def __init__(self, device: Device, flavour: Flavour) -> None:
+    def __init__(self, device: Device, flavour: Flavour, host_code: bool) -> None:
         self.device, self.flavour = device, flavour
         self.heard: list[str] = []
         check_driver(flavour, device.gpu.driver)
         self.logger = logger(flavour, self.hear)
         self.runtime: Any = flavour.module.Runtime(self.logger)
+        if host_code:
+            self.runtime.engine_host_code_allowed = True
 
     def hear(self, severity: str, text: str) -> None:
         if severity == "warning":

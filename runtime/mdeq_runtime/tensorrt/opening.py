@@ -48,15 +48,19 @@ def open_engines(
         MissingExtraError: TensorRT or pycuda is not installed.
         BundleError: the bundle was not exported for this TensorRT.
         MemoryLimitError: the engines do not fit.
+        SessionError: pycuda or TensorRT failed in a way that is not known.
     """
     release, store = find_engines(bundle, cache)
     graphs = needed(store.profile, policies, carry)
     built = [read_record(store.find(graph).with_suffix(".json")) for graph in graphs]
     streaming = any(record.settings.get("stream_weights") for record in built)
+    host_code = any(record.identity.version_compatible for record in built)
     from mdeq_runtime.tensorrt.backend import TensorRTBackend
 
     flavour = find_flavour(release.rtx)
-    backend = TensorRTBackend(bundle, flavour, store.find, limit, streaming=streaming)
+    backend = TensorRTBackend(
+        bundle, flavour, store.find, limit, streaming=streaming, host_code=host_code
+    )
     try:
         for graph in graphs:
             backend.load(graph)
@@ -78,8 +82,7 @@ def find_engines(bundle: Bundle, cache: Path | None = None) -> tuple[Release, En
     store = EngineStore(bundle, release.profile, identify(release, profile, settings), cache)
     if not any(store.candidates(graph) for graph in profile.graphs):
         raise EngineError(
-            f"{bundle.path} has no engines; build them for this device: edge-mdeq engine "
-            f"{bundle.path}"
+            f"{bundle.path} has no engines; build them for this device: {store.command()}"
         )
     return release, store
 

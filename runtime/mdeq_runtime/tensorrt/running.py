@@ -34,13 +34,19 @@ class Engines:
         specs: what a graph may take and give, by name.
         streaming: whether an engine that does not fit as a whole is to keep a part of its weights
             with the host, where it was built for that.
+        host_code: whether engines may bring code for the CPU, as version-compatible ones do.
 
     Raises:
         DeviceError: the driver is too old for this TensorRT.
     """
 
     def __init__(
-        self, device: Device, flavour: Flavour, specs: dict[str, TensorSpec], streaming: bool
+        self,
+        device: Device,
+        flavour: Flavour,
+        specs: dict[str, TensorSpec],
+        streaming: bool,
+        host_code: bool,
     ) -> None:
         self.device, self.flavour, self.specs = device, flavour, specs
         self.streaming = streaming and flavour.streams_weights
@@ -48,7 +54,7 @@ class Engines:
         self.streams: WeakSet[Buffers] = WeakSet()  # whose captured graphs use the engines
         self.scratch: Block | None = None
         self.capturing = True
-        self.loader = Loader(device, flavour)
+        self.loader = Loader(device, flavour, host_code)
 
     def load(self, graph: str, path: Path) -> None:
         """Make an engine ready; loading it again does nothing.
@@ -70,9 +76,9 @@ class Engines:
             self.loaded[graph] = self.loader.prepare(graph, engine, self.specs, reserved)
             self.fit_scratch(graph)
         except BaseException:
+            self.device.release(reserved)
             if self.loaded.pop(graph, None) is not None:
                 self.fit_scratch(graph)
-            self.device.release(reserved)
             raise
 
     def budget(self, graph: str, engine: Any, size: int) -> int:
