@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -77,6 +78,7 @@ def engine(
     """Build TensorRT engines of a bundle for this device."""
     from edge_mdeq.bundle import open_bundle
     from mdeq_runtime.planner import parse_bytes
+    from mdeq_runtime.policies import UntilTolerance
     from mdeq_runtime.tensorrt.engines import EngineStore
     from mdeq_runtime.tensorrt.identity import identify
     from mdeq_runtime.tensorrt.settings import (
@@ -89,6 +91,8 @@ def engine(
     from mdeq_runtime.tensorrt.workshop import Workshop
 
     opened = open_bundle(bundle)
+    if timing_cache is not None and not is_place_for(timing_cache):
+        raise ConfigError(f"--timing-cache {timing_cache} names no file in a folder that is there")
     flavour = find_flavour(True if rtx or capability else None)
     names = tuple(name.upper() for name in capability)
     for name in names:
@@ -125,7 +129,18 @@ def engine(
             tell(store, workshop.build(graph), flavour.name)
     if capability:
         typer.echo(f"copy {bundle} to the machine with the GPU; there:")
-    next_step("edge-mdeq", "run", str(bundle), "0", "--device", "tensorrt")
+    options = {"--iterations": iterations, "--cold": cold, "--warm": warm, "--graph-cache": cache}
+    if in_parts and not counted:
+        options["--tolerance"] = f"{UntilTolerance().tol:g}"
+    given = [(option, str(value)) for option, value in options.items() if value is not None]
+    next_step(
+        "edge-mdeq", "run", str(bundle), "0", "--device", "tensorrt", *itertools.chain(*given)
+    )
+
+
+def is_place_for(file: Path) -> bool:
+    """Whether a file can be where one is named; to find that after minutes would be late."""
+    return file.absolute().parent.is_dir() and not file.is_dir()
 
 
 def wanted(

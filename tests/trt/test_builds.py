@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import platform
+import queue
 import shutil
 import signal
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
+import msgspec
 import onnx
 import pytest
 
@@ -20,7 +24,7 @@ from mdeq_runtime.tensorrt.engines import EngineStore
 from mdeq_runtime.tensorrt.identity import identify
 from mdeq_runtime.tensorrt.settings import BuildSettings, needed
 from mdeq_runtime.tensorrt.versions import find_release, installed
-from mdeq_runtime.tensorrt.workshop import Workshop, child
+from mdeq_runtime.tensorrt.workshop import CHILD, Workshop, child, read
 
 pytestmark = pytest.mark.skipif(
     not installed(("tensorrt_rtx",)),
@@ -48,9 +52,14 @@ def workshop(
 
 
 def children() -> list[int]:
-    """Processes of this one's."""
-    tasks = Path("/proc/self/task").glob("*/children")
-    return [int(pid) for task in tasks for pid in task.read_text().split()]
+    """Builds that run, of all the processes that this one has started."""
+    found = []
+    for task in Path("/proc/self/task").glob("*/children"):
+        with suppress(OSError):  # threads end, and processes too
+            for pid in task.read_text().split():
+                if CHILD in Path("/proc", pid, "cmdline").read_text():
+                    found.append(int(pid))
+    return found
 
 
 def nothing_half_done(store: EngineStore) -> bool:
@@ -148,6 +157,25 @@ def test_a_full_disk_is_named(store: EngineStore) -> None:
     assert (last.kind, last.severity) == ("error", "EngineError")
     assert "No space left on device" in last.text
     assert "--cache" in last.text
+
+
+def test_so_is_one_on_which_only_the_engine_fits(
+    store: EngineStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(path: Path, data: bytes) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("mdeq_runtime.tensorrt.engines.write_atomic", full)
+    with pytest.raises(EngineError, match=r"could not be written: No space left"):
+        workshop(store).build(GRAPH)
+    assert not store.has(GRAPH)
+
+
+def test_a_line_of_a_childs_that_makes_no_sense_is_passed_over() -> None:
+    heard: queue.Queue[Event | None] = queue.Queue()
+    lines = [b'{"kind": "sa\n', msgspec.json.encode(Event("built")) + b"\n"]
+    read(iter(lines), heard)  # type: ignore[arg-type]
+    assert [heard.get_nowait(), heard.get_nowait()] == [Event("built"), None]
 
 
 def test_the_parser_names_the_node_and_operator_that_it_does_not_know(tmp_path: Path) -> None:

@@ -42,7 +42,7 @@ def compiled(
         except EngineError as error:
             return error
 
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
         found = dict(zip(graphs, pool.map(attempt, range(len(graphs))), strict=True))
     done = {graph: built for graph, built in found.items() if isinstance(built, Built)}
     request.config.stash[TABLE] = table(done)

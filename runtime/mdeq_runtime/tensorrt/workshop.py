@@ -13,7 +13,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import IO
@@ -76,9 +76,9 @@ class Workshop:
         try:
             with replacing(path) as temporary:
                 event = self.run(self.job(source, temporary, path), graph)
+            return self.store.record(graph, path, asdict(self.settings), dict(event.measured))
         except OSError as error:
             raise EngineError(f"{path} could not be written: {error.strerror}") from error
-        return self.store.record(graph, path, asdict(self.settings), dict(event.measured))
 
     def job(self, source: Path, temporary: Path, path: Path) -> Job:
         kept = self.timings or path.with_name(TIMINGS)
@@ -158,7 +158,8 @@ def child(job: Job) -> Iterator[tuple[subprocess.Popen[bytes], queue.Queue[Event
 
 def read(lines: IO[bytes], events: queue.Queue[Event | None]) -> None:
     for line in lines:
-        events.put(msgspec.json.decode(line, type=Event))
+        with suppress(msgspec.MsgspecError):  # a long line that another thread's came into
+            events.put(msgspec.json.decode(line, type=Event))
     events.put(None)
 
 
@@ -177,6 +178,7 @@ def smaller(graph: str) -> str:
     """What to try on a device where a build does not fit."""
     return (
         "Compiling takes more memory the more evaluations a graph unrolls, while its engine is "
-        "hardly larger: build a smaller rung (--iterations 1), which the runtime repeats; close "
-        "other programs; or add swap"
+        "hardly larger: build a smaller rung (--iterations 1, and run it so), or single "
+        "evaluations (--in-parts), which a run with --tolerance repeats; close other programs; or "
+        "add swap"
     )
