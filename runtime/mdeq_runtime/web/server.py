@@ -14,7 +14,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 __all__ = ["Server"]
 
-REQUEST_S = 10.0  # for the head of a request to come
+REQUEST_S = 10.0  # for the next request to come, from the connection's beginning or the last answer
 START_S = 10.0
 CLOSE_S = 0.9  # a run ends within a second, whatever viewers do
 BESIDE = 32  # connections beside the two of every viewer: reloads, snapshots, scrapers
@@ -22,18 +22,27 @@ HEAD = 16 * 1024  # bytes of a request's head at most
 
 
 class Patient(H11Protocol):
-    """Closes a connection over which no request comes, and those beyond a number at once."""
+    """Closes a connection over which no request comes, and those beyond a number at once.
+
+    What comes drop by drop is none: neither a head, nor the body of a request that was answered.
+    """
 
     most = 0
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        self.loop.call_later(REQUEST_S, self.give_up)
+        self.loop.call_later(REQUEST_S, self.give_up, None)
         if len(self.connections) > self.most:
             transport.abort()
 
-    def give_up(self) -> None:
-        if self.cycle is None and not self.transport.is_closing():
+    def on_response_complete(self) -> None:
+        answered = self.cycle
+        super().on_response_complete()  # which may begin with the next request
+        self.loop.call_later(REQUEST_S, self.give_up, answered)
+
+    def give_up(self, last: object) -> None:
+        """Close it, if nothing was asked since ``last``."""
+        if self.cycle is last and not self.transport.is_closing():
             self.transport.close()
 
 
