@@ -16,7 +16,15 @@ if TYPE_CHECKING:
     from mdeq_runtime.sinks import Sink
     from mdeq_runtime.sources import Source
 
-__all__ = ["CLASSES", "COLORS", "RECORD_HARD", "RECORD_QUOTA", "choose_classes", "open_sinks"]
+__all__ = [
+    "CLASSES",
+    "COLORS",
+    "RECORD_HARD",
+    "RECORD_QUOTA",
+    "choose_classes",
+    "is_window",
+    "open_sinks",
+]
 
 CLASSES = typer.Option(
     None,
@@ -53,6 +61,11 @@ def choose_classes(
     from mdeq_runtime.classes import read_classes
 
     return read_classes(file, labels, palette)
+
+
+def is_window(target: str) -> bool:
+    """Whether an output is a window; ``display.mp4`` is none."""
+    return target.strip() == "display" or target.strip().lower().startswith("display://")
 
 
 def open_sinks(

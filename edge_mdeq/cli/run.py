@@ -127,7 +127,7 @@ def run(
     )
     buffer = inputs.choose_buffer(input_buffer)
     targets = [*([output] if output else []), *more]
-    if headless and any(target.startswith("display") for target in targets):
+    if headless and any(outputs.is_window(target) for target in targets):
         raise ConfigError("--headless and a display:// output contradict each other; drop one")
     settings = SessionSettings(
         policy=choose_policy(iterations, cold, warm, tolerance, deadline_ms, max_iterations),
@@ -170,7 +170,7 @@ def run(
     if summary.interrupted:
         raise typer.Exit(INTERRUPTED)
     if not as_json:
-        written = " and ".join(target for target in targets if target != "none")
+        written = " and ".join(redact(target) for target in targets if target != "none")
         if written:
             typer.echo(f"wrote {written}")
         next_step("edge-mdeq", "run", str(bundle), redact(source), "display://")

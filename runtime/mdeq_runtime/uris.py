@@ -11,9 +11,12 @@ __all__ = ["did_you_mean", "redact", "split_scheme"]
 SECRETS = (
     r"(?:pass(?:w(?:or)?d|phrase)?|pwd?|secret|token|key|api_?key|auth|sig(?:nature)?|user-pw)"
 )
-# up to the last @: passwords hold / and @ in defiance of the standard
-USERINFO = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*://)\S*@")
-QUERY = re.compile(rf"(?i)\b([a-z_-]*{SECRETS}=)(\"[^\"]*\"|'[^']*'|[^&\s#]+)")
+# up to the last @: passwords hold / and @ in defiance of the standard, and blanks (but " ! " stands
+# between two elements of a pipeline, and digits behind the colon are a port)
+USERINFO = re.compile(
+    r"([A-Za-z][A-Za-z0-9+.-]*://)(?:\S*@|[^\n/@:\"']*:(?!\d+(?:/|$))(?:(?! ! )[^\n\"'])*@)"
+)
+QUERY = re.compile(rf"(?i)\b([a-z_-]*{SECRETS}=)(\"(?:\\.|[^\"\\])*\"|'(?:\\.|[^'\\])*'|[^&\s#]+)")
 
 
 def redact(text: str) -> str:

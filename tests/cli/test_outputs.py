@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -19,7 +20,7 @@ from mdeq_runtime.palette import SAFE
 SIZE = (240, 320)
 
 
-def call(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+def call(*arguments: str | Path, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "edge_mdeq.cli", "run", *map(str, arguments)],
         capture_output=True,
@@ -27,6 +28,7 @@ def call(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
         timeout=120,
         check=False,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
+        cwd=cwd,
     )
 
 
@@ -65,6 +67,30 @@ def test_every_output_gets_every_frame(segmenter_bundle: Path, clip: Path, tmp_p
     assert sorted(p.name for p in (out / "seen").iterdir()) == [f"{i:03d}.png" for i in range(6)]
     np.testing.assert_array_equal(read(out / "newest.png"), read(out / "seen" / "005.png"))
     assert all(f"{out}/{name}" in done.stdout for name in names)
+
+
+def test_headless_refuses_a_window_and_no_file_of_that_name(
+    segmenter_bundle: Path, clip: Path, tmp_path: Path
+) -> None:
+    done = call(segmenter_bundle, clip, "display.mp4", "--headless", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "display.mp4").exists()
+    for window in ("display", "display://"):
+        done = call(segmenter_bundle, clip, window, "--headless")
+        assert done.returncode == 1
+        assert "--headless and a display:// output contradict" in done.stderr
+
+
+def test_what_was_written_is_told_without_passwords(segmenter_bundle: Path, clip: Path) -> None:
+    tools = ("gst-launch-1.0", "gst-inspect-1.0")
+    if not all(map(shutil.which, tools)):
+        pytest.skip("needs gstreamer1.0-tools")
+    done = call(segmenter_bundle, clip, "udp://joe:hunter2@127.0.0.1:9")
+    if "install gstreamer" in done.stderr:
+        pytest.skip("needs gstreamer1.0-plugins-{good,bad,ugly}")
+    assert done.returncode == 0, done.stderr
+    assert "wrote udp://***@127.0.0.1:9" in done.stdout
+    assert "hunter2" not in done.stdout + done.stderr
 
 
 def test_classes_have_the_colours_of_ones_own_file(
