@@ -63,8 +63,8 @@ def capture(
     Args:
         source: an opened source.
         policy: what happens to frames of a live source that nobody takes in time.
-        stall_s: seconds without a frame after which a live source counts as broken, unless it is
-            one that mends itself (``Source.patient``).
+        stall_s: seconds without a frame after which a live source counts as broken, at least
+            three of its own periods; unless it is one that mends itself (``Source.patient``).
         changed: notified of every frame of a live source, and of its end.
 
     Raises (from ``read``):
@@ -74,9 +74,10 @@ def capture(
         yield _Direct(source)
         return
     slot = FrameSlot(policy, changed)
+    limit = math.inf if source.patient else max(stall_s, 3.0 / (source.fps or math.inf))
     if source.feed(slot):
         try:
-            yield _Live(slot, source.description, stall_s if not source.patient else math.inf)
+            yield _Live(slot, source.description, limit)
         finally:
             slot.close()
         return
@@ -85,7 +86,7 @@ def capture(
     thread = threading.Thread(target=_fill, args=(slot, source, stopping), name=name, daemon=True)
     thread.start()
     try:
-        yield _Live(slot, source.description, stall_s if not source.patient else math.inf)
+        yield _Live(slot, source.description, limit)
     finally:
         stopping.set()
         slot.close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import threading
 import time
 from pathlib import Path
 
@@ -11,10 +12,13 @@ import numpy as np
 import pytest
 
 from edge_mdeq.errors import ConfigError, SourceError
+from mdeq_runtime.results import Frame
 from mdeq_runtime.slot import capture
 from mdeq_runtime.sources import SourceOptions, open_source
+from mdeq_runtime.sources.base import Source
 from mdeq_runtime.sources.orient import FLIPS, orienting, turns
 from mdeq_runtime.sources.pattern import BAR, BAR_BGR, DISC, DISC_BGR, GROUND, Pattern
+from mdeq_runtime.sources.replay import Realtime
 from mdeq_runtime.uris import redact
 
 
@@ -137,6 +141,44 @@ def test_images_have_no_rate_of_their_own(tmp_path: Path) -> None:
         assert time.monotonic() - started >= 2 / 50
 
 
+def test_a_slow_pace_is_no_silence(clip: Path) -> None:
+    options = SourceOptions(realtime=True, rate=2)
+    with open_source(clip, options) as source, capture(source, stall_s=0.1) as frames:
+        assert [frames.read() is not None for _ in range(2)] == [True, True]
+    slow = SourceOptions(width=32, height=16, rate=2)
+    with open_source("test://", slow) as source, capture(source, stall_s=0.1) as frames:
+        assert [frames.read() is not None for _ in range(2)] == [True, True]
+
+
+def test_a_file_that_hangs_holds_up_no_shutdown() -> None:
+    asked, answered = threading.Event(), threading.Event()
+
+    class Hanging(Source):
+        live, fps, size, description = False, 20.0, (16, 32), "a file far away"
+        closed = False
+
+        def read(self) -> Frame | None:
+            asked.set()
+            answered.wait(20)
+            return None
+
+        def close(self) -> None:
+            self.closed = True
+
+    inner = Hanging()
+    with capture(source := Realtime(inner, None)):
+        assert asked.wait(10)
+        started = time.monotonic()
+        source.close()
+    assert time.monotonic() - started < 1.5
+    assert not inner.closed, "nobody closes what another thread reads"
+    answered.set()
+    until = time.monotonic() + 10
+    while not inner.closed and time.monotonic() < until:
+        source.close()
+    assert inner.closed
+
+
 # The pattern
 
 
@@ -183,6 +225,9 @@ def test_the_pattern_keeps_a_cameras_pace_and_turns_with_its_truth() -> None:
     [
         ("rtsp://joe:hunter2@gate/1", ["joe", "hunter2"]),
         ("rtsp://joe:hun/t@er2@gate/1", ["hun/t", "er2"]),
+        ("rtsp://joe:hun ter2@gate/1", ["joe", "hun", "ter2"]),
+        ("unknown scheme 'rstp' in source 'rstp://joe:hun ter2@gate/1'", ["hun", "ter2"]),
+        (r'gst://rtspsrc user-pw="hun\"ter2" ! x', ["hun", "ter2"]),
         ("http://gate/mjpg?user=x&password=hunter2&size=3", ["hunter2"]),
         ("http://gate/mjpg?access_token=hunter2", ["hunter2"]),
         ('gst://rtspsrc location=rtsp://a:hunter2@b/ user-pw="hunter 2" ! x', ["hunter"]),
@@ -195,7 +240,16 @@ def test_secrets_are_hidden_wherever_they_stand(text: str, secrets: list[str]) -
     assert not [secret for secret in secrets if secret in shown]
 
 
-@pytest.mark.parametrize("text", ["clip.mp4", "rtsp://gate:554/1?size=3", "v4l2:///dev/video0"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "clip.mp4",
+        "rtsp://gate:554/1?size=3",
+        "v4l2:///dev/video0",
+        "rtsp://gate:554/1 is away, write to joe@example.org",
+        "gst://rtspsrc location=rtsp://gate/1 ! x name=a@b",
+    ],
+)
 def test_what_holds_no_secret_stays_as_it_is(text: str) -> None:
     assert redact(text) == text
 

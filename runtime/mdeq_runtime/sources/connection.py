@@ -10,6 +10,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
@@ -99,7 +100,8 @@ class Connection:
             outcome = Outcome(State.ERROR, what, error=SourceError(what))
         finally:
             if device is not None:
-                device.release()
+                with suppress(Exception):  # what matters is that it is over
+                    device.release()
         with self._changed:
             self.outcome = outcome
             self._changed.notify_all()

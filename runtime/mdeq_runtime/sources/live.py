@@ -65,7 +65,7 @@ class Live(Source):
         wait: whether a first attempt that fails is followed by others, as all later ones are.
         patience: how long to wait.
         decoder: bytes that reading takes beside frames, for the memory limit.
-        on_status: called with every new status, in one of its threads.
+        on_status: called with every new status, in one of its threads; it must be quick.
 
     Attributes:
         past: the last changes of ``status``, oldest first.
@@ -104,7 +104,8 @@ class Live(Source):
         self.past: deque[Status] = deque([self._status], maxlen=100)
         self.fps: float | None = None
         self.size: tuple[int, int] | None = None
-        self._connection = self._connect()
+        with self._changed:  # its first frame must find it here
+            self._connection = self._connect()
         self._connect_first(wait)
         name = f"watch {description}"
         self._watcher = threading.Thread(target=self._watch, name=name, daemon=True)
@@ -186,8 +187,9 @@ class Live(Source):
                 outcome = self._outcome_of_opening() or self._outcome_of_reading()
                 if self._closed:
                     return
-                self._give_up_connection()
-                self._note(outcome)
+                with self._changed:
+                    self._give_up_connection()
+                    self._note(outcome)
                 if not self._pause(outcome):
                     return
                 with self._changed:
@@ -244,19 +246,21 @@ class Live(Source):
     # In the connection's thread
 
     def _deliver(self, connection: Connection, image: Image) -> None:
-        if connection is not self._connection or self._closed:
-            return
         now = time.monotonic()
         image = self._orient(image)
-        if self._status.state is not State.OK:
-            self._is_back(now)
-        picture = self._pictures(image, now)
-        if picture is not self._status.picture:
-            self._picture_changed(picture)
-        self.size = (image.shape[0], image.shape[1])
-        frame = Frame(image, self._index, now, now, self._epoch)
-        self._index += 1
-        self._slot.put(frame)
+        with self._changed:  # the watching thread may be giving this connection up just now
+            if connection is not self._connection or connection.cancelled.is_set():
+                return
+            if self._status.state is not State.OK:
+                self._is_back(now)
+            picture = self._pictures(image, now)
+            if picture is not self._status.picture:
+                self._picture_changed(picture)
+            self.size = (image.shape[0], image.shape[1])
+            frame = Frame(image, self._index, now, now, self._epoch)
+            self._index += 1
+            slot = self._slot
+        slot.put(frame)  # which may wait
 
     def _is_back(self, now: float) -> None:
         if self._lost is not None:

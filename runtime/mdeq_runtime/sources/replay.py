@@ -15,6 +15,8 @@ from mdeq_runtime.sources.orient import orienting, turns
 
 __all__ = ["Looped", "Realtime", "Turned"]
 
+CLOSE_WAIT_S = 0.3  # for a read that is under way
+
 
 class Around(Source):
     """A source that does something to another one's frames."""
@@ -128,5 +130,8 @@ class Realtime(Around):
     def close(self) -> None:
         """Let a waiting ``read`` return None."""
         self._closed.set()
-        with self._reading:
-            super().close()
+        if self._reading.acquire(timeout=CLOSE_WAIT_S):  # else a network or a disk holds it
+            try:
+                super().close()
+            finally:
+                self._reading.release()
