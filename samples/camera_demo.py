@@ -21,7 +21,7 @@ from mdeq_runtime.sources import open_source
 def show(result: Result) -> None:
     start = "warm" if result.warm else f"cold ({result.reason})"
     solved = f"{result.iterations} evaluations, residual {result.residual:.3f}"
-    print(f"frame {result.index}: {solved}, {result.times['solve']:.1f} ms, {start}")
+    print(f"frame {result.index}: {solved}, {result.busy_ms:.1f} ms, {start}")
 
 
 def main() -> None:

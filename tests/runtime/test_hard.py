@@ -125,8 +125,10 @@ def test_a_frame_above_the_quota_is_not_kept_and_a_quota_of_nothing_refused(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     sink = HardFrames(tmp_path, 1000)
-    assert sink.write(frame(0), result(0))
-    assert "more than the quota of 1000" in caplog.text
+    for index in range(3):
+        other = Frame(frame(index).image[: 40 + index], index, float(index))  # of another size
+        assert sink.write(other, result(index))
+    assert caplog.text.count("more than the quota of 1000") == 1
     assert list(tmp_path.iterdir()) == []
     with pytest.raises(ConfigError, match="a quota of 0 bytes keeps nothing"):
         HardFrames(tmp_path, 0)

@@ -196,6 +196,32 @@ def test_a_network_that_hangs_is_given_up_and_holds_nobody(
     assert time.monotonic() - started < 8
 
 
+@needs_gstreamer
+def test_a_process_that_does_not_start_ends_no_run(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    sink = open_sink("udp://127.0.0.1:9", fps=FPS)
+    monkeypatch.setattr(stream, "LAUNCH", "/nowhere/gst-launch-1.0")
+    with caplog.at_level(logging.WARNING):
+        send(sink, lambda: bool(caplog.records), limit_s=10)
+    assert "gst-launch-1.0 does not start: No such file" in caplog.text
+    sink.close()
+
+
+@needs_gstreamer
+def test_pauses_begin_anew_after_a_time_that_went_well() -> None:
+    sink: Any = open_sink("udp://127.0.0.1:9", fps=FPS)
+
+    def pause(ran_for_s: float) -> float:
+        now = time.monotonic()
+        sink._started = now - ran_for_s
+        sink._give_up("the server is away")
+        return float(sink._again - now)
+
+    assert [round(pause(0.1)) for _ in range(6)] == [1, 2, 5, 10, 30, 30]
+    assert [round(pause(seconds)) for seconds in (3600.0, 0.1)] == [1, 2]
+
+
 KILLED = """
 import os, signal, sys
 import numpy as np

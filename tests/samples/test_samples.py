@@ -12,6 +12,8 @@ import cv2
 import numpy as np
 import pytest
 
+from mdeq_runtime.results import Result
+
 SAMPLES = Path(__file__).parents[2] / "samples"
 SIZE = (64, 96)
 
@@ -81,6 +83,17 @@ def test_the_camera_demo_feeds_every_output_and_says_a_line_per_frame(
     assert len(lines.read_text().splitlines()) == 4
     kept = {path.suffix for path in (tmp_path / "hard").iterdir()}
     assert kept == {".png", ".json"}
+
+
+def test_the_camera_demo_goes_on_when_a_viewer_chooses_another_policy(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Whose stages have other names."""
+    from camera_demo import show
+
+    stages = {"read": 100.0, "inject": 1.0, "advance": 20.0, "readout": 2.0}
+    show(Result(np.zeros(SIZE, np.uint8), None, 4, 0.02, True, True, "", stages, 7))
+    assert capsys.readouterr().out == "frame 7: 4 evaluations, residual 0.020, 23.0 ms, warm\n"
 
 
 def test_the_embedded_sample_answers_a_photo_and_a_pan(

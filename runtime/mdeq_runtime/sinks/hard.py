@@ -101,7 +101,7 @@ class HardFrames(Sink):
         text = msgspec.json.format(msgspec.json.encode(about))
         size = data.size + len(text)
         if size > self._quota:
-            self._warn(f"a frame takes {size} bytes, more than the quota of {self._quota}")
+            self._warn(f"a frame takes more than the quota of {self._quota} bytes")
             return True
         now = time.time()
         stamp = time.strftime("%Y%m%dT%H%M%S", time.gmtime(now))

@@ -79,6 +79,7 @@ class StreamSink(Sink):
         self._process: subprocess.Popen[bytes] | None = None
         self._said: IO[bytes] | None = None
         self._failures, self._again, self._broken = 0, 0.0, False
+        self._started = 0.0  # the clock's time at which the process was
         self._last: tuple[int, Image] | None = None
 
     @property
@@ -147,11 +148,16 @@ class StreamSink(Sink):
             f"width={width} height={height} framerate={rate}/1000 ! videoconvert ! "
             f"{self._encoder} ! h264parse config-interval=-1 ! {self._tail}"
         ).split()
-        self._said = tempfile.TemporaryFile()  # noqa: SIM115  # a pipe that nobody reads may block
-        self._process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=self._said,
-            start_new_session=True,  # Ctrl-C is for this process, which ends that one in peace
-        )  # fmt: skip
+        self._started = time.monotonic()
+        try:
+            self._said = tempfile.TemporaryFile()  # noqa: SIM115  # an unread pipe may block
+            self._process = subprocess.Popen(
+                command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=self._said,
+                start_new_session=True,  # Ctrl-C is for this process, which ends that one in peace
+            )  # fmt: skip
+        except OSError as error:  # no memory, no room for temporary files: others need the run
+            self._give_up(f"{LAUNCH} does not start: {error.strerror}")
+            return False
         assert self._process.stdin is not None
         os.set_blocking(self._process.stdin.fileno(), False)
         return True
@@ -182,6 +188,8 @@ class StreamSink(Sink):
     def _give_up(self, why: str) -> None:
         """End the process; said once until it goes well again."""
         self._end(0.0)
+        if time.monotonic() - self._started > PAUSES_S[-1]:
+            self._failures = 0  # it went well for a while: the next outage is another one
         pause = PAUSES_S[min(self._failures, len(PAUSES_S) - 1)]
         self._failures += 1
         self._again = time.monotonic() + pause
