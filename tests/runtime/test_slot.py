@@ -79,6 +79,9 @@ def test_a_producer_may_be_made_to_wait_until_the_slot_is_closed() -> None:
 
     producer = threading.Thread(target=produce)
     producer.start()
+    deadline = time.monotonic() + 10
+    while not put and time.monotonic() < deadline:
+        time.sleep(0.005)
     time.sleep(0.05)
     assert put == [0]
     got = [slot.get(timeout=5), slot.get(timeout=5)]
