@@ -1,12 +1,14 @@
 """What a GPU is needed for: ``pytest -m gpu``, here or on a Jetson, leaves ``out/gpu-report.json``.
 
 The report is to be sent back: the device, the versions, each test's outcome, and what was measured.
-Where something is missing the tests are skipped, and the report says what.
+Where something is missing the tests are skipped, and the report says what. EDGE_MDEQ_BUNDLE is a
+bundle to take in place of the sample, as one exported for the TensorRT of a board.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import platform
 import sys
 from collections.abc import Callable, Iterator
@@ -33,7 +35,9 @@ from mdeq_runtime.tensorrt.versions import Flavour, find_flavour
 from mdeq_runtime.tensorrt.workshop import Workshop
 
 ROOT = Path(__file__).parents[2]
-SAMPLE = ROOT / "samples" / "bundles" / "camvid-nano.mdeq"
+SAMPLE = Path(
+    os.environ.get("EDGE_MDEQ_BUNDLE") or ROOT / "samples" / "bundles" / "camvid-nano.mdeq"
+)
 REPORT, KEPT = ROOT / "out" / "gpu-report.json", ROOT / "out" / "gpu-engines"
 PACKAGES = ("tensorrt", "tensorrt-rtx-cu13", "tensorrt-rtx-cu12", "pycuda", "onnxruntime", "numpy")
 
@@ -51,6 +55,11 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     if session.config.option.markexpr == "gpu":
         REPORT.parent.mkdir(exist_ok=True)
         write_atomic(REPORT, json.dumps(describe(), indent=1).encode() + b"\n")
+
+
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    if config.option.markexpr == "gpu":
+        terminalreporter.write_line(f"the report to send back: {REPORT}")
 
 
 def describe() -> dict[str, Any]:
@@ -102,9 +111,9 @@ def flavour() -> Flavour:
 
 @pytest.fixture(scope="session")
 def plain(flavour: Flavour, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    """The sample bundle; its graphs for ONNX Runtime, if it has none for this TensorRT."""
+    """A bundle; its graphs for ONNX Runtime, if it has none for this TensorRT."""
     if not SAMPLE.is_dir():
-        pytest.skip(f"{SAMPLE} is not there; take the tests from the repository")
+        pytest.skip(f"{SAMPLE} is not there; EDGE_MDEQ_BUNDLE names another bundle")
     bundle = open_bundle(SAMPLE)
     if flavour.profile in bundle.manifest.profiles:
         return bundle
