@@ -45,8 +45,11 @@ types: $(STAMP)
 contracts: $(STAMP)
 	$(BIN)/lint-imports
 
+# What looks at no clock runs on all cores, a file at a time; then the rest, by itself.
+SIDE_BY_SIDE := tests/edge_mdeq tests/export tests/device_kit tests/trt
 pytest: $(STAMP)
-	$(BIN)/python -m pytest -q --durations=10
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --dist loadfile $(SIDE_BY_SIDE)
+	$(BIN)/python -m pytest -q --durations=10 $(SIDE_BY_SIDE:%=--ignore=%)
 
 test-gpu: $(STAMP)  ## what needs a CUDA GPU; leaves out/gpu-report.json to send back
 	$(BIN)/python -m pytest -q -rs -m gpu tests/gpu
