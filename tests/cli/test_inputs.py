@@ -78,7 +78,7 @@ def test_a_camera_that_never_comes_is_waited_for_until_somebody_stops_it(
         rest = process.communicate(timeout=20)
     finally:
         process.kill()
-    assert time.monotonic() - started < 1.5
+    assert time.monotonic() - started < 4, "of which the interpreter takes some"
     assert process.returncode == 130
     assert "is refused by 127.0.0.1:9" in first
     assert "trying again" in first

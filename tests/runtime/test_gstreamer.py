@@ -112,6 +112,12 @@ def test_what_is_wrong_with_a_pipeline_is_said(python: str) -> None:
     assert "does not start: try it alone: gst-launch-1.0 videotestsrc" in said
 
 
+def test_an_older_opencv_does_not_log_the_password_of_a_file_either(python: str) -> None:
+    said = read(python, "http://joe:hunter2@127.0.0.1:9/clip.avi", 1)
+    assert "is refused by 127.0.0.1:9" in said
+    assert "hunter2" not in said
+
+
 STAND_INS = [
     ("nvarguscamerasrc sensor-id=0 sensor-mode=2", "videotestsrc is-live=true pattern=smpte"),
     ("video/x-raw(memory:NVMM)", "video/x-raw"),

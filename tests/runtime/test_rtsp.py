@@ -234,7 +234,7 @@ def test_a_path_that_is_not_there_and_a_camera_that_is_waited_for(server: Server
 
 
 STALLED = """
-import sys
+import sys, time
 from mdeq_runtime.pipeline import run
 from mdeq_runtime.results import Result
 from mdeq_runtime.sources import open_source
@@ -249,7 +249,7 @@ def say(result):
         said.append(print("running", flush=True))
 
 summary = run(session, open_source(sys.argv[1]), [], on_result=say)
-print(summary.interrupted, flush=True)
+print(time.monotonic(), summary.interrupted, flush=True)
 """
 
 
@@ -261,11 +261,10 @@ def test_ctrl_c_ends_the_process_within_a_second_while_the_server_hangs(server: 
         assert server.process is not None
         os.kill(server.process.pid, signal.SIGSTOP)  # its connection stays open, and silent
         time.sleep(1.0)
-        process.send_signal(signal.SIGINT)
         started = time.monotonic()
-        rest, _ = process.communicate(timeout=20)
-        took = time.monotonic() - started
+        process.send_signal(signal.SIGINT)
+        ended, interrupted = process.communicate(timeout=20)[0].split()
     os.kill(server.process.pid, signal.SIGCONT)
     assert process.returncode == 0
-    assert rest == "True\n"
-    assert took < 1.0
+    assert interrupted == "True"
+    assert float(ended) - started < 1.0, "the clock is the machine's"

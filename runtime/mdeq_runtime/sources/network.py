@@ -74,7 +74,8 @@ def open_http_file(uri: str) -> Any:
         SourceError: with what its server says.
     """
     cv2 = require("cv2", "camera", "reading videos")
-    capture = cv2.VideoCapture(uri)
+    # by name: the last way that OpenCV 4 tries of itself logs the URI, and with it a password
+    capture = cv2.VideoCapture(uri, cv2.CAP_FFMPEG if has(cv2, "FFMPEG") else cv2.CAP_GSTREAMER)
     if not capture.isOpened():
         found = diagnose(uri)
         kind = RefusedError if found.refused else SourceError
@@ -119,22 +120,24 @@ def choose_backend(options: SourceOptions, name: str) -> str:
         SourceError: OpenCV has not what is asked for, or neither.
     """
     cv2 = require("cv2", "camera", "reading streams")
-    build = cv2.getBuildInformation()
-    has = {
-        kind: re.search(rf"{kind}:\s+YES", build) is not None for kind in ("FFMPEG", "GStreamer")
-    }
+    ffmpeg, gstreamer = has(cv2, "FFMPEG"), has(cv2, "GStreamer")
     asked = options.backend
     if asked == "gstreamer":
         check_gstreamer(name)
-    if asked == "ffmpeg" and not has["FFMPEG"]:
+    if asked == "ffmpeg" and not ffmpeg:
         raise SourceError(f"{name}: this OpenCV has no FFmpeg; drop --input-backend ffmpeg")
     if asked is not None:
         return asked
-    if has["GStreamer"] and (has_board_decoder() or not has["FFMPEG"]):
+    if gstreamer and (has_board_decoder() or not ffmpeg):
         return "gstreamer"
-    if has["FFMPEG"]:
+    if ffmpeg:
         return "ffmpeg"
     raise SourceError(
         f"{name} needs an OpenCV with FFmpeg or GStreamer, and this one has neither; "
         "see: edge-mdeq doctor"
     )
+
+
+def has(cv2: Any, part: str) -> bool:
+    """Whether this OpenCV was built with it."""
+    return re.search(rf"{part}:\s+YES", cv2.getBuildInformation()) is not None
