@@ -262,11 +262,21 @@ class Limited(Protocol):
 
     limit: int | None
 
+    @property
+    def counts(self) -> tuple[int, ...]: ...
+
 
 def governing(governor: Governor, session: Limited) -> Callable[[Result, float], None]:
-    """What the pipeline calls after each frame: the advice becomes the session's limit."""
+    """What the pipeline calls after each frame: the advice becomes the session's limit.
+
+    Another policy (``Session.use``) may have other counts: then all is learnt anew.
+    """
+    present = governor
 
     def follow(result: Result, write_ms: float) -> None:
-        session.limit = governor.advise(result, write_ms)
+        nonlocal present
+        if session.counts != present.counts:
+            present = Governor(present.settings, session.counts, present.sensors, present.clock)
+        session.limit = present.advise(result, write_ms)
 
     return follow

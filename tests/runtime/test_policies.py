@@ -267,6 +267,24 @@ def test_a_governed_stream_meets_its_target_and_takes_what_it_may(
     assert np.median([result.busy_ms for result in results[-8:]]) < 230
 
 
+def test_a_governor_follows_a_policy_that_was_changed(
+    model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of two evaluations it need not know how to lower eight."""
+    session = model.session(replace(ALONE, policy=FixedIterations(2, cold=2)))
+    governor = Governor(GovernorSettings(230), session.counts, Sensors(root=Path("/nowhere")))
+    govern = governing(governor, session)
+    govern(session(picture(0)), 0.0)
+    session.use(UntilTolerance(1e-9, max_iterations=8))
+    Slow(session, 0.06, monkeypatch)
+    results = []
+    for _ in range(20):
+        results.append(session(picture(0)))
+        govern(results[-1], 0.0)
+    assert results[0].iterations == 8
+    assert {result.iterations for result in results[-4:]} <= {2, 3}
+
+
 # What is refused
 
 
