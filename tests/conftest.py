@@ -6,6 +6,7 @@ Torch is imported only when a fixture that needs it is used.
 from __future__ import annotations
 
 import shutil
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +16,9 @@ import pytest
 from edge_mdeq.config import InputConfig, ModelCard, ModelConfig, Provenance
 
 sys.path.insert(0, str(Path(__file__).parent))  # for tiny_data, which several folders share
+
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # as behind nohup; children would inherit it,
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # and Ctrl-C is tried on them
 
 SEGMENTER = ModelCard(
     ModelConfig(
