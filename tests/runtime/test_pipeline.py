@@ -271,7 +271,10 @@ def test_sigint_while_the_camera_hangs(tmp_path: Path) -> None:
         time.sleep(0.3)
         process.send_signal(signal.SIGINT)
         started = time.monotonic()
-        rest, _ = process.communicate(timeout=20)
+        try:
+            rest, _ = process.communicate(timeout=20)
+        finally:
+            process.kill()
         assert time.monotonic() - started < 3.0
     assert process.returncode == 0
     assert rest == "True True\n"

@@ -276,7 +276,10 @@ def test_ctrl_c_ends_the_process_within_a_second_while_the_server_hangs(server: 
         time.sleep(1.0)
         started = time.monotonic()
         process.send_signal(signal.SIGINT)
-        ended, interrupted = process.communicate(timeout=20)[0].split()
+        try:
+            ended, interrupted = process.communicate(timeout=20)[0].split()
+        finally:
+            process.kill()  # one that is deaf would be waited for without end
     os.kill(server.process.pid, signal.SIGCONT)
     assert process.returncode == 0
     assert interrupted == "True"
