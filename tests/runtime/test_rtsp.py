@@ -79,6 +79,9 @@ class Watch:
         assert not self.thread.is_alive()
 
 
+WAIT_S = 30  # an attempt that is under way when a server comes back has to time out first
+
+
 @pytest.fixture
 def server() -> Iterator[Server]:
     with serving("--fps", str(FPS)) as running:
@@ -141,12 +144,12 @@ def test_another_size_in_mid_stream(server: Server) -> None:
     assert isinstance(source, Live)
     watch = Watch(source)
     try:
-        watch.wait_for_frames(5, 10)
+        watch.wait_for_frames(5, WAIT_S)
         watch.scale = (480, 360)
         server.tell("size 480 360")
-        wait_for(lambda: watch.ages_ms[-1] > 10_000, 10, "a stamp where none was before")
-        wait_for(lambda: watch.ages_ms[-1] < 1000, 10, "pictures of the new size")
-        watch.wait_for_frames(10, 5)
+        wait_for(lambda: watch.ages_ms[-1] > 10_000, WAIT_S, "a stamp where none was before")
+        wait_for(lambda: watch.ages_ms[-1] < 1000, WAIT_S, "pictures of the new size")
+        watch.wait_for_frames(10, WAIT_S)
         assert max(watch.ages_ms[-10:]) < 1000
     finally:
         watch.close()
@@ -160,9 +163,9 @@ def test_garbage_in_mid_stream_and_garbage_instead_of_a_server(server: Server) -
     assert isinstance(source, Live)
     watch = Watch(source)
     try:
-        watch.wait_for_frames(5, 10)
+        watch.wait_for_frames(5, WAIT_S)
         proxy.garble(30)
-        wait_for(lambda: proxy.noise <= 0, 10, "all garbage is sent")
+        wait_for(lambda: proxy.noise <= 0, WAIT_S, "all garbage is sent")
         watch.wait_for_frames(10, 15)  # on the same connection, or the next one
     finally:
         watch.close()
@@ -181,13 +184,13 @@ def test_a_port_that_talks_garbage_is_an_error_and_then_a_state(server: Server) 
     assert isinstance(source, Live)
     watch = Watch(source)
     try:
-        watch.wait_for_frames(3, 10)
+        watch.wait_for_frames(3, WAIT_S)
         server.kill()
         with noise_server(server.port):
             wait_for(lambda: "not RTSP" in source.status.detail, 12, "garbage is told from silence")
             assert watch.state() in (State.ERROR, State.RECONNECTING)
         server.start()
-        watch.wait_for_frames(3, 10)
+        watch.wait_for_frames(3, WAIT_S)
     finally:
         watch.close()
     assert watch.failure is None
@@ -209,15 +212,15 @@ def test_credentials(caplog: pytest.LogCaptureFixture) -> None:
         source._pauses.backoff = source.patience.backoff
         watch = Watch(source)
         try:
-            watch.wait_for_frames(3, 10)
+            watch.wait_for_frames(3, WAIT_S)
             server.kill()
             server.options = ("--password", "changed")
             server.start()
-            wait_for(lambda: "denied" in source.status.detail, 10, "the refusal is told")
+            wait_for(lambda: "denied" in source.status.detail, WAIT_S, "the refusal is told")
             server.kill()
             server.options = ("--password", "s3/cr@t")
             server.start()
-            watch.wait_for_frames(3, 10)
+            watch.wait_for_frames(3, WAIT_S)
         finally:
             watch.close()
     everything = repr([*source.past, source.description, *caplog.messages])
