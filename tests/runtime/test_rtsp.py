@@ -166,7 +166,7 @@ def test_garbage_in_mid_stream_and_garbage_instead_of_a_server(server: Server) -
         watch.wait_for_frames(5, WAIT_S)
         proxy.garble(30)
         wait_for(lambda: proxy.noise <= 0, WAIT_S, "all garbage is sent")
-        watch.wait_for_frames(10, 15)  # on the same connection, or the next one
+        watch.wait_for_frames(10, WAIT_S)  # on the same connection, or the next one
     finally:
         watch.close()
         proxy.close()
