@@ -418,8 +418,10 @@ def test_it_imports_no_library_and_is_quick() -> None:
         "sys.exit(bool({'torch', 'cv2', 'onnxruntime', 'tensorrt', 'pycuda'} & set(sys.modules)))"
     )
     seconds = []
-    for _ in range(3):
+    for _ in range(8):  # the least of so many, for a busy machine
         started = time.monotonic()
         assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0
         seconds.append(time.monotonic() - started)
-    assert min(seconds) < 5.0  # one on an idle machine
+        if seconds[-1] < 2.0:
+            break
+    assert min(seconds) < 2.0
