@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -136,6 +137,24 @@ def vanish_and_come_back(server: Server, caplog: pytest.LogCaptureFixture) -> No
     said = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
     assert any("is back after" in line for line in said)
     assert len(said) <= 4  # not a line per attempt
+
+
+def test_a_server_that_takes_connections_before_it_answers_holds_nobody_up(server: Server) -> None:
+    source = open_source(server.uri)
+    assert isinstance(source, Live)
+    watch = Watch(source)
+    try:
+        watch.wait_for_frames(3, WAIT_S)
+        server.kill()
+        with socket.create_server(("127.0.0.1", server.port)):  # nobody accepts
+            wait_for(lambda: "gets no answer" in source.status.detail, 5, "one attempt is over")
+            time.sleep(0.7)  # the next one is under way
+        server.start()
+        back = watch.wait_for_frames(1, WAIT_S)
+        assert back < 4.0, "FFmpeg alone waits for 8 s"
+    finally:
+        watch.close()
+    assert watch.failure is None
 
 
 def test_another_size_in_mid_stream(server: Server) -> None:

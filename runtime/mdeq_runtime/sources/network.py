@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import threading
 from pathlib import PurePosixPath
-from typing import Any
+from typing import Any, NoReturn
 from urllib.parse import urlsplit
 
 from edge_mdeq.errors import SourceError, require
@@ -18,13 +18,14 @@ from mdeq_runtime.sources.gstreamer import (
     rtsp_pipeline,
 )
 from mdeq_runtime.sources.options import SourceOptions
-from mdeq_runtime.sources.probe import diagnose
+from mdeq_runtime.sources.probe import CONNECT_S, Diagnosis, diagnose
 from mdeq_runtime.uris import redact
 
 __all__ = ["DECODER", "http_opening", "is_http_file", "open_http_file", "rtsp_opening"]
 
 DECODER = 30_000_000  # bytes: code, and the frames that a decoder refers to
 OPEN_S, SILENT_S = 8.0, 4.0  # below the patience of ``Live``, so that a read ends by itself
+KNOCK_S, KNOCK_CAP_S = 1.0, 8.0  # for a server's answer, twice as long after each time without
 # No longer look at a stream before it opens than it takes to know its format. (Not "nobuffer": that
 # throws away the key frame which was looked at, and pictures are torn until the next one comes.)
 FRESH: dict[str, str | int] = {
@@ -98,17 +99,32 @@ def open_by_ffmpeg(uri: str, options: dict[str, str | int]) -> OpenCVDevice | No
 
 
 def explained(uri: str, name: str, attempt: Any) -> Opening:
-    """An attempt whose failure is looked into, by asking the server."""
+    """An attempt whose failure is looked into, by asking the server.
+
+    After the first time an RTSP server is asked beforehand. One that is just starting takes
+    connections before it answers, and FFmpeg would wait for it for as long as it is given, which
+    has to be long enough for a camera that wakes up.
+    """
+    attempts, patience = 0, KNOCK_S
+
+    def fail(found: Diagnosis) -> NoReturn:
+        raise (RefusedError if found.refused else SourceError)(f"{name} {found.text}")
 
     def opening(cancelled: threading.Event) -> OpenCVDevice:
+        nonlocal attempts, patience
+        attempts += 1
+        if attempts > 1 and uri.startswith("rtsp"):
+            found = diagnose(uri, patience, CONNECT_S)
+            patience = min(2 * patience, KNOCK_CAP_S) if found.silent else KNOCK_S
+            if not found.given:
+                fail(found)
         try:
             device: OpenCVDevice | None = attempt()
         except SourceError:
             device = None
-        if device is not None:
-            return device
-        found = diagnose(uri)
-        raise (RefusedError if found.refused else SourceError)(f"{name} {found.text}")
+        if device is None:
+            fail(diagnose(uri))
+        return device
 
     return opening
 

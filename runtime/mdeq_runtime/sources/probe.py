@@ -10,9 +10,10 @@ from base64 import b64encode
 from dataclasses import dataclass
 from urllib.parse import SplitResult, unquote, urlsplit
 
-__all__ = ["Diagnosis", "diagnose"]
+__all__ = ["CONNECT_S", "Diagnosis", "diagnose"]
 
 TIMEOUT_S = 3.0
+CONNECT_S = 1.0  # once it was there: a host that comes back is found by the next attempt
 PORTS = {"rtsp": 554, "rtsps": 322, "http": 80, "https": 443}
 LIMIT = 16384  # bytes of an answer
 AGENT = "edge-mdeq"
@@ -25,14 +26,27 @@ class Diagnosis:
     Attributes:
         text: to follow the source's description; no credentials in it.
         refused: whether it wants other credentials, or none of us at all.
+        given: whether it gives the stream, so that what is wrong is with its reading.
+        silent: whether it took the connection, and said nothing in time.
     """
 
     text: str
     refused: bool = False
+    given: bool = False
+    silent: bool = False
 
 
-def diagnose(uri: str, timeout_s: float = TIMEOUT_S) -> Diagnosis:
+class NoConnectionError(TimeoutError):
+    """Nobody took the connection in time."""
+
+
+def diagnose(uri: str, timeout_s: float = TIMEOUT_S, connect_s: float = TIMEOUT_S) -> Diagnosis:
     """Ask the server of an rtsp(s):// or http(s):// URI for the stream, as a player would.
+
+    Args:
+        uri: of the stream.
+        timeout_s: for each part of an answer.
+        connect_s: for the connection.
 
     Never raises; a server that answers as it should leaves the codec as the reason.
     """
@@ -45,19 +59,23 @@ def diagnose(uri: str, timeout_s: float = TIMEOUT_S) -> Diagnosis:
         return Diagnosis("names no host; write SCHEME://HOST/PATH")
     where = f"{host}:{port}"
     try:
-        status, header, body = ask(parts, host, port, timeout_s, "")
+        status, header, body = ask(parts, (host, port), (connect_s, timeout_s), "")
         challenge = header.get("www-authenticate", "")
         if status == 401 and parts.username is not None and challenge:
+            if re.search(r"algorithm=\"?(?!MD5\b)", challenge, re.IGNORECASE):
+                text = f"wants a digest at {where} other than MD5 ({challenge})"
+                return Diagnosis(text, given=True)  # for all that can be told from here
             answer = authorization(challenge, parts)
-            status, header, body = ask(parts, host, port, timeout_s, answer)
+            status, header, body = ask(parts, (host, port), (connect_s, timeout_s), answer)
     except socket.gaierror:
         return Diagnosis(f"names the host {host}, which is not known; check its name and the DNS")
     except ssl.SSLError as error:
         return Diagnosis(f"has no TLS that this machine trusts at {where} ({error.reason})")
     except ConnectionRefusedError:
         return Diagnosis(f"is refused by {where}: nothing listens there; check the port")
-    except TimeoutError:
-        return Diagnosis(f"gets no answer from {where}; check its power, cable and address")
+    except TimeoutError as error:
+        text = f"gets no answer from {where}; check its power, cable and address"
+        return Diagnosis(text, silent=not isinstance(error, NoConnectionError))
     except ValueError:
         return Diagnosis(f"gets from {where} what is not {parts.scheme.upper()}; check the port")
     except OSError as error:
@@ -81,21 +99,28 @@ def judge(status: int, where: str, parts: SplitResult, body: str) -> Diagnosis:
     said = f" (it offers {codecs})" if codecs else ""
     return Diagnosis(
         f"answers at {where}, but gives no video that this OpenCV reads{said}; check its codec, "
-        "its transport (--input-transport) and: edge-mdeq doctor"
+        "its transport (--input-transport) and: edge-mdeq doctor",
+        given=True,
     )
 
 
 def ask(
-    parts: SplitResult, host: str, port: int, timeout_s: float, authorization: str
+    parts: SplitResult, server: tuple[str, int], limits_s: tuple[float, float], authorization: str
 ) -> tuple[int, dict[str, str], str]:
     """Status, header and the beginning of the body of one request."""
+    (host, port), (connect_s, timeout_s) = server, limits_s
     target = target_of(parts, host)
     rtsp = parts.scheme.startswith("rtsp")
     lines = [f"DESCRIBE {target} RTSP/1.0", "CSeq: 1"] if rtsp else [f"GET {target} HTTP/1.0"]
     lines += [f"User-Agent: {AGENT}", *([] if rtsp else [f"Host: {host}:{port}"])]
     if authorization:
         lines.append(f"Authorization: {authorization}")
-    with socket.create_connection((host, port), timeout_s) as plain:
+    try:
+        connected = socket.create_connection(server, connect_s)
+    except TimeoutError as error:
+        raise NoConnectionError from error
+    with connected as plain:
+        plain.settimeout(timeout_s)
         secure = parts.scheme in ("rtsps", "https")
         # FFmpeg verifies no certificate unless told to, so nor does this question
         stream = context().wrap_socket(plain, server_hostname=host) if secure else plain
