@@ -102,6 +102,8 @@ def run(
                     metrics.drop(frames.dropped - dropped)
         except KeyboardInterrupt:
             interrupted = True
+        finally:
+            fan.finish()  # all at once: two that hang are waited for no longer than one
         if fan.failed is not None:  # the others went on without it until here
             raise fan.failed
         summary = Summary(**vars(metrics.snapshot()), interrupted=interrupted)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -14,7 +15,7 @@ import numpy as np
 import pytest
 
 from edge_mdeq.errors import ConfigError, SourceError
-from mdeq_runtime.sources import Live, SourceOptions, State, open_source
+from mdeq_runtime.sources import Live, SourceOptions, State, network, open_source
 
 STATUS = {"/denied": 403, "/gone": 404, "/broken": 500}
 
@@ -117,3 +118,15 @@ def test_what_the_server_says_is_told(where: str, path: str, message: str) -> No
         STATUS[path] = 404
     with pytest.raises(SourceError, match=message):
         open_source(f"http://{where}{path}")
+
+
+def test_a_file_s_server_that_hangs_is_not_waited_for_long(
+    where: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(network, "OPEN_S", 1.0)
+    monkeypatch.setattr(network, "FILE_SILENT_S", 1.0)
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # takes connections, and says nothing
+        started = time.monotonic()
+        with pytest.raises(SourceError, match="gets no answer"):
+            open_source(f"http://127.0.0.1:{silent.getsockname()[1]}/clip.mp4")
+    assert time.monotonic() - started < 10.0, "OpenCV's own limit is half a minute"

@@ -150,6 +150,20 @@ def test_a_pipe_that_nobody_reads_is_such_a_sink(
     os.close(os.open(pipe, os.O_RDONLY | os.O_NONBLOCK))  # lets its thread end
 
 
+def test_sinks_that_hang_are_waited_for_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lane, "CLOSE_S", 1.0)
+    hanging = [Recorder(hang_at=0) for _ in range(4)]
+    ended: list[float] = []
+    with pytest.raises(SinkError, match="has not finished for 1 s"):
+        run(
+            session, Camera(), hanging, max_frames=5,
+            on_result=lambda result: ended.append(time.monotonic()),
+        )  # fmt: skip
+    assert time.monotonic() - ended[-1] < 1.9, "one after the other takes at least 2.5 s"
+    for sink in hanging:
+        sink.release.set()
+
+
 def test_a_file_does_not_wait_for_ever(clip: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lane, "STALL_S", 0.5)
     hanging, other = Recorder(hang_at=5), Recorder()

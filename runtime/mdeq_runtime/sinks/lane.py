@@ -43,7 +43,7 @@ class Lane:
         self._changed = threading.Condition()
         self._jobs: deque[Callable[[], bool]] = deque()
         self._error: Exception | None = None
-        self._ending = self._enough = self._reported = self._hung = False
+        self._ending = self._closed = self._enough = self._reported = self._hung = False
         self._moved = time.monotonic()  # the last time that the sink got on
         name = f"sink {sink.name}"
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
@@ -77,20 +77,27 @@ class Lane:
             self._changed.notify_all()
             return not self._enough
 
+    def finish(self) -> None:
+        """Let the sink take what waits for it, and end, without waiting for it."""
+        with self._changed:
+            if not self._ending:
+                self._ending = True
+                self._moved = max(self._moved, time.monotonic() - CLOSE_S / 2)
+                self._changed.notify_all()
+
     def close(self) -> None:
-        """Let the sink take what waits for it, and close it; may be called again.
+        """Finish, and wait for the end; may be called again.
 
         Raises:
             SinkError: it did not get on for ``CLOSE_S``, or could not be finished.
             Exception: whatever else it raised.
         """
+        self.finish()
         with self._changed:
-            first, self._ending = not self._ending, True
-            self._changed.notify_all()
+            first, self._closed = not self._closed, True
             if self._thread.ident is None:
                 self.sink.close()
                 return
-            self._moved = max(self._moved, time.monotonic() - CLOSE_S / 2)
             while self._thread.is_alive() and not self._hung:
                 self._await(CLOSE_S, "has not finished")
             if first and self.dropped:
@@ -185,3 +192,9 @@ class Fan:
                 log.warning("%s. The other outputs go on", str(error).rstrip("."))
                 self.failed = self.failed or error
         return go_on
+
+    def finish(self) -> None:
+        """Let all sinks with a lane end, without waiting for them."""
+        for lane in self.lanes:
+            if isinstance(lane, Lane):
+                lane.finish()

@@ -24,7 +24,11 @@ from mdeq_runtime.uris import redact
 __all__ = ["DECODER", "http_opening", "is_http_file", "open_http_file", "rtsp_opening"]
 
 DECODER = 30_000_000  # bytes: code, and the frames that a decoder refers to
-OPEN_S, SILENT_S = 8.0, 4.0  # below the patience of ``Live``, so that a read ends by itself
+OPEN_S, SILENT_S = (
+    8.0,
+    4.0,
+)  # a stream's, below the patience of ``Live``, so that a read ends by itself
+FILE_SILENT_S = 12.0  # what a file's read ends with is its end
 KNOCK_S, KNOCK_CAP_S = 1.0, 8.0  # for a server's answer, twice as long after each time without
 # No longer look at a stream before it opens than it takes to know its format. (Not "nobuffer": that
 # throws away the key frame which was looked at, and pictures are torn until the next one comes.)
@@ -76,7 +80,10 @@ def open_http_file(uri: str) -> Any:
     """
     cv2 = require("cv2", "camera", "reading videos")
     # by name: the last way that OpenCV 4 tries of itself logs the URI, and with it a password
-    capture = cv2.VideoCapture(uri, cv2.CAP_FFMPEG if has(cv2, "FFMPEG") else cv2.CAP_GSTREAMER)
+    if has(cv2, "FFMPEG"):
+        capture = cv2.VideoCapture(uri, cv2.CAP_FFMPEG, timeouts(cv2, FILE_SILENT_S))
+    else:
+        capture = cv2.VideoCapture(uri, cv2.CAP_GSTREAMER)
     if not capture.isOpened():
         found = diagnose(uri)
         kind = RefusedError if found.refused else SourceError
@@ -86,8 +93,7 @@ def open_http_file(uri: str) -> Any:
 
 def open_by_ffmpeg(uri: str, options: dict[str, str | int]) -> OpenCVDevice | None:
     cv2 = require("cv2", "camera", "reading streams")
-    params = [cv2.CAP_PROP_OPEN_TIMEOUT_MSEC, int(1000 * OPEN_S)]
-    params += [cv2.CAP_PROP_READ_TIMEOUT_MSEC, int(1000 * SILENT_S)]
+    params = timeouts(cv2, SILENT_S)
     if hasattr(cv2, "CAP_PROP_N_THREADS"):  # each further thread holds a frame back
         params += [cv2.CAP_PROP_N_THREADS, 1]
     with ffmpeg_options(**options):
@@ -96,6 +102,12 @@ def open_by_ffmpeg(uri: str, options: dict[str, str | int]) -> OpenCVDevice | No
         capture.release()
         return None
     return OpenCVDevice(capture)
+
+
+def timeouts(cv2: Any, silent_s: float) -> list[int]:
+    """OpenCV would wait for a server that hangs for half a minute, and Ctrl-C with it."""
+    opening, reading = cv2.CAP_PROP_OPEN_TIMEOUT_MSEC, cv2.CAP_PROP_READ_TIMEOUT_MSEC
+    return [opening, int(1000 * OPEN_S), reading, int(1000 * silent_s)]
 
 
 def explained(uri: str, name: str, attempt: Any) -> Opening:
