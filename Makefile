@@ -46,10 +46,10 @@ contracts: $(STAMP)
 	$(BIN)/lint-imports
 
 # What looks at no clock runs on all cores, a file at a time; then the rest, by itself.
-SIDE_BY_SIDE := tests/edge_mdeq tests/export tests/device_kit tests/trt
+HERE := not gpu and not device and not arm64 and not fuzz and not soak
 pytest: $(STAMP)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --dist loadfile $(SIDE_BY_SIDE)
-	$(BIN)/python -m pytest -q --durations=10 $(SIDE_BY_SIDE:%=--ignore=%)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --dist loadfile -m "$(HERE) and not clock"
+	$(BIN)/python -m pytest -q --durations=10 -m "$(HERE) and clock"
 
 test-gpu: $(STAMP)  ## what needs a CUDA GPU; leaves out/gpu-report.json to send back
 	$(BIN)/python -m pytest -q -rs -m gpu tests/gpu

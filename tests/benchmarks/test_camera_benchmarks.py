@@ -10,6 +10,8 @@ import numpy as np
 import pipeline_cpu
 import pytest
 
+pytestmark = pytest.mark.clock
+
 
 def test_ages_are_the_pause_and_the_wait_for_it() -> None:
     found = capture_age.ages("test://", rate=50.0, inference_s=0.03, seconds=0.6)

@@ -11,6 +11,8 @@ import pytest
 from mdeq_runtime import FixedIterations, Model, UntilTolerance
 from mdeq_runtime.policies import Policy
 
+pytestmark = pytest.mark.clock
+
 
 @pytest.mark.parametrize(
     ("policy", "graphs"),

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.clock
+
 HEAVY = ("torch", "onnx", "onnx_ir", "onnxscript", "onnxruntime", "cv2", "safetensors", "kornia")
 
 PROBE = """

@@ -16,6 +16,8 @@ import cv2
 import numpy as np
 import pytest
 
+pytestmark = pytest.mark.clock
+
 pytest.importorskip("starlette", reason="needs the extra web")
 pytest.importorskip("uvicorn", reason="needs the extra web")
 

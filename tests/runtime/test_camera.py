@@ -18,6 +18,8 @@ import pytest
 from edge_mdeq.errors import SourceError
 from mdeq_runtime.sources import SourceOptions, camera, open_source
 
+pytestmark = pytest.mark.clock
+
 
 class Driver:
     """Stands in for ``cv2.VideoCapture`` on a camera of 640 x 480 at 30 frames per second."""

@@ -20,6 +20,8 @@ from mdeq_runtime.backends.nvidia import CudaDevice
 from mdeq_runtime.doctor import Finding, Machine, examine, run_checks
 from mdeq_runtime.doctor.board import available_memory, count, quota
 
+pytestmark = pytest.mark.clock
+
 ORIN = CudaDevice(0, "Orin", (8, 7), 12060)
 BASE = ("numpy", "numpy.libs", "msgspec", "edge_mdeq", "mdeq_runtime")  # what is always installed
 

@@ -19,6 +19,8 @@ from mdeq_runtime.policies import Policy, UntilTolerance
 from mdeq_runtime.sinks import open_sink
 from mdeq_runtime.sources.base import Source
 
+pytestmark = pytest.mark.clock
+
 SAMPLE = Path(__file__).parents[2] / "samples" / "bundles" / "camvid-nano.mdeq"
 SETTLED, LAST = 100, 1_100  # frames
 GROWTH = 64 * 1024  # bytes

@@ -21,6 +21,8 @@ from mdeq_runtime.sources.gstreamer import (
 )
 from mdeq_runtime.sources.options import SourceOptions
 
+pytestmark = pytest.mark.clock
+
 ROOT = Path(__file__).parents[2]
 READ = """
 import json, sys

@@ -17,6 +17,8 @@ import pytest
 from edge_mdeq.errors import ConfigError, SourceError
 from mdeq_runtime.sources import Live, SourceOptions, State, network, open_source
 
+pytestmark = pytest.mark.clock
+
 STATUS = {"/denied": 403, "/gone": 404, "/broken": 500}
 
 

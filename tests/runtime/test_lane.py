@@ -23,6 +23,8 @@ from mdeq_runtime.sinks.none import NullSink
 from mdeq_runtime.sources import open_source
 from mdeq_runtime.sources.base import Source
 
+pytestmark = pytest.mark.clock
+
 
 def session(frame: Frame) -> Result:
     mask = np.zeros(frame.image.shape[:2], np.uint8)

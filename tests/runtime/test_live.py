@@ -22,6 +22,8 @@ from mdeq_runtime.sources.live import MAX_STUCK, Live, Patience
 from mdeq_runtime.sources.pictures import PictureWatch
 from mdeq_runtime.sources.status import Picture, State
 
+pytestmark = pytest.mark.clock
+
 QUICK = Patience(open_s=0.5, silent_s=0.3, backoff=Backoff(0.02, 1.5, 0.05, 0.1, 0.2))
 
 

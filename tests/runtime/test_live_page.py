@@ -21,6 +21,8 @@ from mdeq_runtime.sensors import Sensors
 from mdeq_runtime.sinks import open_sink
 from mdeq_runtime.web import LivePage
 
+pytestmark = pytest.mark.clock
+
 pytest.importorskip("starlette", reason="needs the extra web")
 pytest.importorskip("uvicorn", reason="needs the extra web")
 

@@ -24,7 +24,10 @@ pytest.importorskip("uvicorn", reason="needs the extra web")
 playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright")
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser"))), None)
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no browser; apt-get install chromium")
+pytestmark = [
+    pytest.mark.clock,
+    pytest.mark.skipif(CHROMIUM is None, reason="no browser; apt-get install chromium"),
+]
 
 OFFLINE = "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE localhost, EXCLUDE 127.0.0.1"
 COUNT_COLOURED = """

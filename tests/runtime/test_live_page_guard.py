@@ -21,6 +21,8 @@ pytest.importorskip("uvicorn", reason="needs the extra web")
 from mdeq_runtime.web import app, guard, server
 from mdeq_runtime.web.guard import Buckets
 
+pytestmark = pytest.mark.clock
+
 EVERYWHERE = "http://0.0.0.0:0"
 
 

@@ -24,6 +24,8 @@ from mdeq_runtime.sinks.video import VideoSink
 from mdeq_runtime.sources import open_source
 from mdeq_runtime.sources.base import Source
 
+pytestmark = pytest.mark.clock
+
 
 def session(frame: Frame) -> Result:
     """Stands in for a model: bright pixels are class 1."""

@@ -24,6 +24,8 @@ from mdeq_runtime.results import Frame, Result
 from mdeq_runtime.sources import Live, SourceOptions, State, open_source
 from mdeq_runtime.sources.backoff import Backoff
 
+pytestmark = pytest.mark.clock
+
 FPS = 15
 PERIOD_MS = 1000 / FPS
 

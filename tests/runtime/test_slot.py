@@ -11,6 +11,8 @@ from mdeq_runtime.results import Frame
 from mdeq_runtime.slot import FrameSlot, SlotPolicy, capture
 from mdeq_runtime.sources.base import Source
 
+pytestmark = pytest.mark.clock
+
 IMAGE = np.zeros((4, 4, 3), np.uint8)
 
 

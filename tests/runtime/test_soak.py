@@ -25,9 +25,10 @@ SAMPLE = Path(__file__).parents[2] / "samples" / "bundles" / "camvid-nano.mdeq"
 MINUTE, TWO_HOURS = 900, 108_000  # frames, at 15 per second
 ALLOWED = 1_000_000  # bytes
 
-pytestmark = pytest.mark.skipif(
-    resident_bytes() is None, reason="memory is read from /proc, on Linux only"
-)
+pytestmark = [
+    pytest.mark.clock,
+    pytest.mark.skipif(resident_bytes() is None, reason="memory is read from /proc, on Linux only"),
+]
 
 
 def soak(*arguments: str) -> dict[str, Any]:

@@ -21,6 +21,8 @@ from mdeq_runtime.sources.pattern import BAR, BAR_BGR, DISC, DISC_BGR, GROUND, P
 from mdeq_runtime.sources.replay import Realtime
 from mdeq_runtime.uris import redact
 
+pytestmark = pytest.mark.clock
+
 
 @pytest.fixture
 def clip(tmp_path: Path) -> Path:

@@ -22,6 +22,8 @@ from edge_mdeq.errors import SinkError
 from mdeq_runtime.results import Frame, Result
 from mdeq_runtime.sinks import open_sink, stream
 
+pytestmark = pytest.mark.clock
+
 SIZE = (144, 192)
 FPS = 20.0
 

@@ -24,6 +24,8 @@ from mdeq_runtime.memory import resident_bytes
 from mdeq_runtime.sources.base import Source
 from mdeq_runtime.streams import Turn, answer_streams, round_robin
 
+pytestmark = pytest.mark.clock
+
 SAMPLE = Path(__file__).parents[2] / "samples" / "bundles" / "camvid-nano.mdeq"
 GREY = np.zeros(SIZE, np.uint8)
 

@@ -20,6 +20,8 @@ from mdeq_runtime.overlay import draw
 from mdeq_runtime.results import Result
 from mdeq_runtime.sinks.window import TITLE
 
+pytestmark = pytest.mark.clock
+
 SIZE = (240, 320)
 LABELS, PALETTE = ("sky", "road"), ((10, 20, 200), (200, 20, 10))
 
