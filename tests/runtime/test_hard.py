@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
+import subprocess
+import sys
 from collections import namedtuple
 from pathlib import Path
 from typing import Any
@@ -191,3 +193,22 @@ def test_a_run_keeps_what_its_policy_left_above_tolerance(
     assert [about["index"] for about in abouts] == [0, 1, 2]
     assert all(about["trace"][-1][1] == pytest.approx(about["residual"]) for about in abouts)
     assert all(about["residual"] > 1e-6 for about in abouts)
+
+
+KILLED = """
+import os, sys
+from pathlib import Path
+from edge_mdeq.files import replacing
+with replacing(Path(sys.argv[1]) / "20261126T120000.000-000007.png") as temporary:
+    temporary.write_bytes(b"half")
+    os.kill(os.getpid(), 9)
+"""
+
+
+def test_what_a_killed_run_left_half_written_goes_with_the_next_one(tmp_path: Path) -> None:
+    subprocess.run([sys.executable, "-c", KILLED, str(tmp_path)], check=False)
+    other = tmp_path / ".mine.png.12.tmp"
+    other.write_bytes(b"mine")
+    assert len(list(tmp_path.iterdir())) == 2
+    HardFrames(tmp_path, 10**6).close()
+    assert list(tmp_path.iterdir()) == [other]

@@ -29,6 +29,7 @@ FORCED: tuple[ColdKind, ...] = ("scene_cut", "residual", "non_finite", "failed")
 EVERY_S = 1.0  # of each kind, a frame: a camera that looks at one wall gives one picture, not all
 FREE_BYTES = 64 * 2**20  # left to everybody else on the disk
 OURS = re.compile(r"(\d{8}T\d{6}\.\d{3}-\d+)\.(png|json)")
+HALF = re.compile(rf"\.{OURS.pattern}\.\d+\.tmp")  # of ``write_atomic``, when a run was killed
 
 
 class HardFrames(Sink):
@@ -121,10 +122,12 @@ class HardFrames(Sink):
         return True
 
     def _found(self) -> dict[str, int]:
-        """Bytes of each kept frame, by name."""
+        """Bytes of each kept frame, by name; what a killed run left half-written goes."""
         sizes: dict[str, int] = {}
         for path in self._folder.iterdir():
-            if found := OURS.fullmatch(path.name):
+            if HALF.fullmatch(path.name):
+                path.unlink(missing_ok=True)
+            elif found := OURS.fullmatch(path.name):
                 sizes[found[1]] = sizes.get(found[1], 0) + path.stat().st_size
         return sizes
 
