@@ -59,6 +59,11 @@ def test_values_that_make_no_sense(given: dict[str, object], message: str) -> No
         ("test://", SourceOptions(loop=1), "loop means nothing for test://"),
         ("csi://0", SourceOptions(sensor_mode=2, exposure=3), "exposure means nothing for csi://"),
         ("clip.avi", SourceOptions(rate=5), "--realtime"),
+        (
+            "rtsp://gate/1",
+            SourceOptions(codec="h265", backend="ffmpeg"),
+            "which FFmpeg reads here .* --input-backend gstreamer",
+        ),
     ],
 )
 def test_what_would_be_without_effect_is_refused(

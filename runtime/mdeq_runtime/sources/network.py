@@ -8,7 +8,7 @@ from pathlib import PurePosixPath
 from typing import Any, NoReturn
 from urllib.parse import urlsplit
 
-from edge_mdeq.errors import SourceError, require
+from edge_mdeq.errors import ConfigError, SourceError, require
 from mdeq_runtime.sources.device import OpenCVDevice, Opening, RefusedError
 from mdeq_runtime.sources.environment import ffmpeg_options
 from mdeq_runtime.sources.gstreamer import (
@@ -45,11 +45,17 @@ def rtsp_opening(uri: str, options: SourceOptions) -> Opening:
 
     Raises:
         SourceError: this OpenCV has nothing to read it with.
+        ConfigError: a codec is asked for, and what reads it takes none.
     """
     name = f"stream {redact(uri)}"
     if choose_backend(options, name) == "gstreamer":
         pipeline = rtsp_pipeline(uri, options, has_board_decoder())
         return explained(uri, name, lambda: open_pipeline(pipeline, name))
+    if options.codec:
+        raise ConfigError(
+            f"input codec means nothing for {name}, which FFmpeg reads here and finds out itself; "
+            "drop it, or give --input-backend gstreamer"
+        )
     latency = 1000 * (options.latency if options.latency is not None else 100)
     found = {**FRESH, "rtsp_transport": options.transport or "tcp", "max_delay": latency}
     return explained(uri, name, lambda: open_by_ffmpeg(uri, found))
