@@ -11,7 +11,19 @@ from typing import NoReturn
 import typer
 
 from edge_mdeq import __version__
-from edge_mdeq.cli import doctor, engine, export, import_, inspect, run, train, tune, unroll, val
+from edge_mdeq.cli import (
+    bench,
+    doctor,
+    engine,
+    export,
+    import_,
+    inspect,
+    run,
+    train,
+    tune,
+    unroll,
+    val,
+)
 from edge_mdeq.cli.console import INTERRUPTED, fail
 from edge_mdeq.cli.greedy import spread
 from edge_mdeq.errors import EdgeMdeqError
@@ -30,6 +42,7 @@ GREEDY = {  # options that take all their values after one name, and what is a v
     "--iterations": str.isdecimal,
     "--ignore": str.isdecimal,
     "--target": export.is_target,
+    "--percentile": bench.is_number,
 }
 
 app = typer.Typer(
@@ -67,6 +80,7 @@ app.command("engine")(engine.engine)
 app.command("inspect")(inspect.inspect)
 app.command("val")(val.val)
 app.command("run")(run.run)
+app.command("bench")(bench.bench)
 app.command("doctor")(doctor.doctor)
 
 
