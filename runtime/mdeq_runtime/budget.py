@@ -51,6 +51,8 @@ class Budget:
     Args:
         limit: such as "256MiB", or bytes: of the whole process, interpreter and libraries included.
         backend: predicts what graphs take.
+        after: the budget of a model that was closed, in whose place this one's comes: what the
+            process held before that was loaded, and what is beside it, is the same.
 
     Attributes:
         frame: (height, width) of the frames that are expected; None: the model's.
@@ -60,7 +62,7 @@ class Budget:
         ConfigError: the limit makes no sense, or the backend or the system cannot keep one.
     """
 
-    def __init__(self, limit: str | int, backend: object) -> None:
+    def __init__(self, limit: str | int, backend: object, after: Budget | None = None) -> None:
         self.limit = parse_bytes(limit)
         touch_resizing()
         base = resident_bytes()
@@ -75,6 +77,16 @@ class Budget:
         self.buffers: dict[int, int] = {}  # bytes, by the identity of an open stream
         self.predicted = base
         self.given_up: list[str] = []
+        self.settled = False  # whether ``base`` is that of a budget before
+        if after is not None:
+            self.take_over(after)
+
+    def take_over(self, before: Budget) -> None:
+        """Go on in the place of another model's budget, which is let go of."""
+        self.base, self.settled = before.base, True
+        self.frame, self.beside = before.frame, before.beside
+        self.predicted = max(self.predicted, before.predicted)
+        self.given_up = [*before.given_up, *self.given_up]
 
     def plan(
         self,
@@ -94,7 +106,9 @@ class Budget:
             SessionError: the bundle cannot run the policy.
             BundleError: the bundle does not say what its graphs take.
         """
-        if not self.loaded:  # what has come since belongs to others, such as an opened source
+        if (
+            not self.loaded and not self.settled
+        ):  # what has come since belongs to others, such as an opened source
             self.base = resident_bytes() or self.base
         found = choices(
             manifest,

@@ -132,7 +132,8 @@ class Metrics:
         clock: Callable[[], float] = time.monotonic,
         wall: Callable[[], float] = time.time,
     ) -> None:
-        self.device = backend if isinstance(backend, ReportsDeviceMemory) else None
+        self.device: ReportsDeviceMemory | None = None
+        self.use(backend)
         self.source: Source | None = None
         self.clock, self.wall = clock, wall
         self.started = clock()
@@ -143,6 +144,10 @@ class Metrics:
         self.stages: dict[str, Recent] = {}
         self.busy, self.iterations, self.residual = Recent(), Recent(), Recent()
         self.age = Recent()
+
+    def use(self, backend: Backend | None) -> None:
+        """Ask another backend for the device's memory from now on."""
+        self.device = backend if isinstance(backend, ReportsDeviceMemory) else None
 
     def add(self, result: Result, write_ms: float = 0.0, dropped: int = 0) -> None:
         """Count one answered frame.

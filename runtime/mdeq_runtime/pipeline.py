@@ -45,6 +45,7 @@ def run(
     sinks: Sequence[Sink],
     *,
     max_frames: int | None = None,
+    on_frame: Callable[[Frame], None] | None = None,
     on_result: Callable[[Result], None] | None = None,
     stop: threading.Event | None = None,
     policy: SlotPolicy = SlotPolicy.DROP_OLDEST,
@@ -63,6 +64,7 @@ def run(
             A live source's results are left out of a sink that does not keep up, and go on to the
             others when one fails; its error is raised in the end.
         max_frames: stop after so many.
+        on_frame: told each frame before it is answered.
         on_result: called after the sinks.
         stop: set it, from any thread, to end the run before the next frame.
         policy: what happens to a live source's frames that the session is too slow for.
@@ -87,6 +89,8 @@ def run(
                 dropped = 0
                 try:
                     for frame, read_ms in _frames(frames, stop, max_frames):
+                        if on_frame is not None:
+                            on_frame(frame)
                         check_frame(frame.image, f"frame {frame.index} of {source.description}")
                         answer = session(frame)
                         times = {"read": read_ms, **answer.times}

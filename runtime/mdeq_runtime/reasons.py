@@ -16,6 +16,7 @@ ColdKind = Literal[
     "residual",  # the warm start had little to do with this frame
     "non_finite",  # the last solve, or the warm one, ended in NaN or infinity
     "failed",  # the last frame could not be answered
+    "reload",  # the bundle was opened again: its states are another model's
     "requested",  # by ``Session.reset``
     "other",  # whatever answered the frame did not say
 ]

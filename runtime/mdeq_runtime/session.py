@@ -20,7 +20,7 @@ from mdeq_runtime.budget import Budget
 from mdeq_runtime.cuts import CutDetector
 from mdeq_runtime.frames import check_frame
 from mdeq_runtime.policies import FixedIterations, Policy, UntilDeadline
-from mdeq_runtime.reasons import Cold
+from mdeq_runtime.reasons import Cold, ColdKind
 from mdeq_runtime.results import Frame, Result
 from mdeq_runtime.solving import NON_FINITE, Solver, make_solver
 
@@ -184,15 +184,17 @@ class Session:
         """Go on with less memory; what was given up, or None if there is nothing."""
         return self.solver.shed()
 
-    def reset(self, reason: str = "requested") -> None:
-        """Forget the carried state: the next frame starts cold, and its result says why.
+    def reset(self, reason: str = "requested", kind: ColdKind = "requested") -> None:
+        """Forget the frames so far: the next one starts cold, and its result says why.
 
         Raises:
             SessionError: closed.
         """
         with self.lock:
             self.check_open()
-            self.cold = Cold("requested", f"reset: {reason}")
+            self.fit = self.epoch = None
+            self.cuts.forget()
+            self.cold = Cold(kind, f"reset: {reason}")
 
     def check_open(self) -> None:
         if self.closed:

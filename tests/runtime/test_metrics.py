@@ -227,7 +227,7 @@ def test_a_session_names_the_kind_of_each_cold_start(
 
 
 def test_kinds_are_few_and_plain_words() -> None:
-    assert len(set(COLD_KINDS)) == len(COLD_KINDS) == 10
+    assert len(set(COLD_KINDS)) == len(COLD_KINDS) == 11
     assert all(kind.isidentifier() and kind.islower() for kind in COLD_KINDS)
 
 

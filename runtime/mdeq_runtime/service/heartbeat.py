@@ -55,19 +55,13 @@ class Heartbeat:
             self.since = self.clock()
             self.thread.start()
 
-    def answering(self, session: Callable[[Frame], Result]) -> Callable[[Frame], Result]:
-        """``session``, watched."""
+    def taken(self, frame: Frame) -> None:
+        """A frame is about to be answered."""
+        self.since, self.busy = self.clock(), True
 
-        def answer(frame: Frame) -> Result:
-            self.since, self.busy = self.clock(), True
-            result = session(frame)
-            self.residual = result.residual
-            return result
-
-        return answer
-
-    def answered(self) -> None:
+    def answered(self, result: Result) -> None:
         """The outputs have the answer as well; the next frame is waited for."""
+        self.residual = result.residual
         self.since, self.busy = self.clock(), False
 
     def alive(self) -> bool:

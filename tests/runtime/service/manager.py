@@ -18,6 +18,7 @@ class Manager:
         self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self.socket.bind("\0" + address[1:] if address.startswith("@") else address)
         self.heard: list[str] = []
+        self.unread: list[str] = []  # of those, what ``hear`` has not looked at
 
     def listen(self, seconds: float = 0.0) -> list[str]:
         """Messages that came within ``seconds``; those that are there already count."""
@@ -29,13 +30,16 @@ class Manager:
             except TimeoutError:
                 if time.monotonic() >= ends:
                     self.heard += new
+                    self.unread += new
                     return new
 
     def hear(self, wanted: Callable[[str], bool] | str, seconds: float = 30.0) -> str:
-        """The first message that is wanted, or begins so; fails after ``seconds``."""
+        """The next message that begins so, or is wanted; fails after ``seconds``."""
         ends = time.monotonic() + seconds
         while time.monotonic() < ends:
-            for message in self.listen(0.02):
+            self.listen(0.02)
+            while self.unread:
+                message = self.unread.pop(0)
                 if message.startswith(wanted) if isinstance(wanted, str) else wanted(message):
                     return message
         raise AssertionError(f"not within {seconds:g} s: {wanted}; heard {self.heard}")

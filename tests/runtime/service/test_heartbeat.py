@@ -77,8 +77,8 @@ class Rig:
 
     def run(self) -> None:
         run(
-            self.heartbeat.answering(self.session), self.camera, [], metrics=self.metrics,
-            on_result=lambda result: self.heartbeat.answered(),
+            self.session, self.camera, [], metrics=self.metrics,
+            on_frame=self.heartbeat.taken, on_result=self.heartbeat.answered,
         )  # fmt: skip
 
     def close(self) -> None:
@@ -135,6 +135,7 @@ def test_a_camera_that_is_away_is_no_hang(rig: Rig, manager: Manager, state: Sta
     time.sleep(WATCHDOG_S)
     manager.listen()
     assert beats(manager, 3 * WATCHDOG_S) >= 3
+    manager.unread.clear()
     status = manager.hear("STATUS")
     assert f"source {state.value}: no answer from rtsp://gate" in status
 
@@ -153,6 +154,7 @@ def test_a_frame_that_is_never_done_is_a_hang_until_it_is_done(rig: Rig, manager
     time.sleep(WATCHDOG_S)
     manager.listen()
     assert beats(manager, 4 * WATCHDOG_S) == 0
+    manager.unread.clear()
     rig.session.go_on.set()
     manager.hear("WATCHDOG")
 
