@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import re
+import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
-__all__ = ["replacing", "sync_folder", "write_atomic"]
+__all__ = ["make_folder", "read_capped", "replacing", "sync_folder", "write_atomic"]
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Yield a temporary sibling of ``path``; on success it is fsynced and takes its place.
 
-    If the block raises, the sibling is removed and ``path`` stays as it was.
+    If the block raises, the sibling is removed and ``path`` stays as it was. What killed writers of
+    ``path`` left is removed first.
     """
+    remove_remains(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         yield temporary
@@ -32,6 +37,49 @@ def write_atomic(path: Path, data: bytes) -> None:
     """Replace ``path`` by ``data`` as a whole."""
     with replacing(path) as temporary:
         temporary.write_bytes(data)
+
+
+def read_capped(path: Path, limit: int) -> bytes:
+    """The content of a plain file, which a stranger may have written, of at most ``limit`` bytes.
+
+    A pipe would be waited for, and a device such as /dev/zero has no end: neither is opened.
+
+    Raises:
+        OSError: it cannot be read; ``EFBIG`` if it is larger, ``EINVAL`` if it is no plain file.
+    """
+    handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        os.close(handle)
+        raise OSError(errno.EINVAL, "not a plain file", str(path))
+    with open(handle, "rb") as file:
+        data = file.read(limit + 1)
+    if len(data) > limit:
+        raise OSError(errno.EFBIG, f"larger than {limit} bytes", str(path))
+    return data
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder and its parents where they are missing, so that a power cut leaves them.
+
+    Raises:
+        OSError: it cannot be made.
+    """
+    missing = [folder for folder in (path, *path.parents) if not folder.exists()]
+    path.mkdir(parents=True, exist_ok=True)
+    for folder in missing:
+        sync_folder(folder.parent)
+
+
+def remove_remains(path: Path) -> None:
+    """Remove temporary siblings of ``path`` whose process is no more."""
+    shape = re.compile(rf"\.{re.escape(path.name)}\.(\d+)\.tmp")
+    with suppress(OSError):
+        if not Path("/proc/self").exists():
+            return
+        for name in os.listdir(path.parent):
+            found = shape.fullmatch(name)
+            if found and not Path(f"/proc/{found[1]}").exists():
+                path.with_name(name).unlink(missing_ok=True)
 
 
 def current_umask() -> int:

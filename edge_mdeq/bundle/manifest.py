@@ -1,16 +1,21 @@
-"""The manifest of a bundle, field by field. Whatever a device needs to know stands here."""
+"""The manifest of a bundle, field by field. Whatever a device needs to know stands here.
+
+Its checks hold for every manifest that is made, and for every one that is read (``decoding``).
+"""
 
 from __future__ import annotations
 
+import math
+import re
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
-from typing import Any, Literal
+from typing import Literal
 
 import msgspec
 
 from edge_mdeq.bundle.verification import Verification
-from edge_mdeq.config import Provenance, convert
-from edge_mdeq.errors import BundleError, ConfigError
+from edge_mdeq.config import Provenance
+from edge_mdeq.errors import ConfigError
 
 __all__ = [
     "BUNDLE_SUFFIX",
@@ -27,13 +32,18 @@ __all__ = [
     "Step",
     "TensorSpec",
     "WeightsFile",
-    "decode_manifest",
     "encode_manifest",
 ]
 
 BUNDLE_SUFFIX = ".mdeq"
 FORMAT = "edge-mdeq-bundle"
 SCHEMA = 1
+REQUIRES = "0.1.0"  # the first edge-mdeq that reads what this one writes
+
+BYTES = {"bool": 1, "int8": 1, "uint8": 1, "float16": 2, "int32": 4, "float32": 4, "int64": 8}
+LARGEST = 2**32  # bytes of a tensor; the readout of 1024 x 2048 pixels would have 159 MB
+SHA256 = re.compile(r"[0-9a-f]{64}")
+VERSION = re.compile(r"\d{1,4}(\.\d{1,4}){0,3}")
 
 
 @dataclass(frozen=True)
@@ -43,6 +53,23 @@ class TensorSpec:
     name: str
     dtype: str
     shape: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        if self.dtype not in BYTES:
+            raise ConfigError(
+                f"tensor {self.name!r} has the type {self.dtype!r}; known: {', '.join(BYTES)}"
+            )
+        batch, *rest = self.shape or (0,)
+        if (batch < 1 and batch != -1) or min(rest, default=1) < 1 or self.bytes > LARGEST:
+            raise ConfigError(
+                f"tensor {self.name!r} has the shape {list(self.shape)}, which is none, or more "
+                f"than {LARGEST} bytes"
+            )
+
+    @property
+    def bytes(self) -> int:
+        """What it takes; a batch of any size counts as one."""
+        return BYTES[self.dtype] * abs(math.prod(self.shape))
 
 
 @dataclass(frozen=True)
@@ -165,6 +192,10 @@ class GraphCost:
     largest_weight: int
     values: int
 
+    def __post_init__(self) -> None:
+        if min(self.nodes, self.weights, self.largest_weight, self.values) < 0:
+            raise ConfigError("a graph cannot take less than nothing")
+
 
 @dataclass(frozen=True)
 class Profile:
@@ -203,6 +234,12 @@ class Profile:
         return (*(rung.graph for rung in self.rungs), *parts)
 
     @property
+    def all_graphs(self) -> tuple[str, ...]:
+        """Those and the pieces."""
+        parts = [name for part in self.parts for name in part.files]
+        return (*(rung.graph for rung in self.rungs), *parts)
+
+    @property
     def files(self) -> tuple[str, ...]:
         """Every file that is named here."""
         own = (*(w.file for w in self.weights), *(r.graph for r in self.rungs))
@@ -216,6 +253,10 @@ class FileEntry:
     sha256: str
     bytes: int
 
+    def __post_init__(self) -> None:
+        if not SHA256.fullmatch(self.sha256) or self.bytes < 0:
+            raise ConfigError(f"{self.bytes} bytes with SHA-256 {self.sha256!r} are no file")
+
 
 @dataclass(frozen=True)
 class Manifest:
@@ -226,7 +267,9 @@ class Manifest:
     gives ``values`` for the readout beside the next of both; where ``values`` are the
     ``state_outputs`` they are where the solve goes on as well. ``warnings`` are for every user of
     the bundle to see. ``tools`` are the versions of what traced and composed the graphs: with the
-    same ones, the same weights give the same bytes.
+    same ones, the same weights give the same bytes. ``precision`` is what sessions use if nobody
+    says otherwise; see ``edge_mdeq.bundle.precision``. ``requires`` is the first edge-mdeq that
+    reads the bundle.
     """
 
     name: str
@@ -252,6 +295,8 @@ class Manifest:
     metrics: dict[str, float] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
     tools: dict[str, str] = field(default_factory=dict)
+    precision: Literal["fp32", "int8", "refined"] = "fp32"
+    requires: str = REQUIRES
     format: str = FORMAT
     schema: int = SCHEMA
 
@@ -264,6 +309,12 @@ class Manifest:
             raise ConfigError("history and history_outputs must have the same length")
         if len(self.input.tensor.shape) != 4 or self.input.tensor.shape[3] != 3:
             raise ConfigError(f"input shape {self.input.tensor.shape} is not (B, H, W, 3)")
+        if self.output.kind == "class_indices" and len(self.labels) > 256:
+            raise ConfigError(f"labels: {len(self.labels)} are more than a mask of uint8 can name")
+        if any(not 0 <= value <= 255 for colour in self.palette for value in colour):
+            raise ConfigError("palette: a colour is three numbers from 0 to 255")
+        if not VERSION.fullmatch(self.requires):
+            raise ConfigError(f"requires is {self.requires!r}, not a version such as {REQUIRES}")
         for name in self.files:
             parts = PurePosixPath(name).parts
             if not parts or name.startswith("/") or ".." in parts or "\\" in name:
@@ -274,34 +325,19 @@ class Manifest:
             for name in (*profile.files, *profile.costs):
                 if name not in self.files:
                     raise ConfigError(f"profiles.{profile_name}: {name!r} is not listed in files")
+            for name in profile.all_graphs:
+                if not name.endswith(".onnx"):  # by which ONNX Runtime tells its formats apart
+                    raise ConfigError(f"profiles.{profile_name}: {name!r} is no .onnx file")
+
+    @property
+    def stream_bytes(self) -> int:
+        """What the tensors of one stream take, as two sets of states take turns."""
+        once = [self.input.tensor, self.output.tensor, self.residual, self.injection]
+        once += [self.confidence] if self.confidence is not None else []
+        twice = (*self.states, *self.history)
+        return sum(spec.bytes for spec in once) + 2 * sum(spec.bytes for spec in twice)
 
 
 def encode_manifest(manifest: Manifest) -> bytes:
     """Indented JSON, the same bytes for the same manifest."""
     return msgspec.json.format(msgspec.json.encode(manifest), indent=2) + b"\n"
-
-
-def decode_manifest(raw: bytes, where: str) -> Manifest:
-    """Parse and validate; ``where`` names the file in messages.
-
-    Raises:
-        BundleError: not JSON, not a manifest, a newer schema, or a field that makes no sense (its
-            path is named).
-    """
-    try:
-        value: Any = msgspec.json.decode(raw)
-    except (msgspec.DecodeError, RecursionError) as error:
-        raise BundleError(f"{where} is not valid JSON ({error}); export the bundle anew") from error
-    if not isinstance(value, dict) or value.get("format") != FORMAT:
-        raise BundleError(f"{where} is not the manifest of an edge-mdeq bundle")
-    schema = value.get("schema")
-    if isinstance(schema, int) and schema > SCHEMA:
-        raise BundleError(
-            f"{where} has schema {schema}, this edge-mdeq reads up to {SCHEMA}; it was written by "
-            f"{value.get('created_by', 'a newer version')}: upgrade edge-mdeq"
-        )
-    try:
-        manifest: Manifest = convert(value, Manifest)
-    except ConfigError as error:
-        raise BundleError(f"{where}: {error}") from error
-    return manifest

@@ -19,6 +19,7 @@ from edge_mdeq.cli import (
     import_,
     inspect,
     run,
+    sign,
     train,
     tune,
     unroll,
@@ -81,6 +82,7 @@ app.command("inspect")(inspect.inspect)
 app.command("val")(val.val)
 app.command("run")(run.run)
 app.command("bench")(bench.bench)
+app.command("sign")(sign.sign)
 app.command("doctor")(doctor.doctor)
 
 

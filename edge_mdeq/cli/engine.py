@@ -13,6 +13,7 @@ import typer
 
 from edge_mdeq.cli.console import next_step, stop_by_signals
 from edge_mdeq.cli.run import choose_policy
+from edge_mdeq.cli.sign import REQUIRE_SIGNATURE, required
 from edge_mdeq.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -72,6 +73,7 @@ def engine(
         None, "--timing-cache", help="A file to keep timings of layers in; else beside the engines."
     ),
     cache: Path = typer.Option(None, help="A folder for engines, instead of the bundle."),
+    require_signature: list[Path] = REQUIRE_SIGNATURE,
     force: bool = typer.Option(False, "--force", help="Build what is there already, too."),
     quiet: bool = typer.Option(False, "--quiet", "-q", help="No progress."),
 ) -> None:
@@ -90,7 +92,7 @@ def engine(
     from mdeq_runtime.tensorrt.versions import find_flavour
     from mdeq_runtime.tensorrt.workshop import Workshop
 
-    opened = open_bundle(bundle)
+    opened = open_bundle(bundle, require_signature=required(require_signature))
     if timing_cache is not None and not is_place_for(timing_cache):
         raise ConfigError(f"--timing-cache {timing_cache} names no file in a folder that is there")
     flavour = find_flavour(True if rtx or capability else None)

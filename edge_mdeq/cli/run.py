@@ -14,6 +14,7 @@ import typer
 
 from edge_mdeq.cli import inputs, outputs
 from edge_mdeq.cli.console import INTERRUPTED, next_step, stop_by_signals
+from edge_mdeq.cli.sign import REQUIRE_SIGNATURE, required
 from edge_mdeq.errors import ConfigError, SourceError
 
 if TYPE_CHECKING:
@@ -73,6 +74,7 @@ def run(
         "--memory-limit",
         help="Of the whole process, such as 256MiB: what does not fit is refused, with what would.",
     ),
+    require_signature: list[Path] = REQUIRE_SIGNATURE,
     metrics: Path = typer.Option(
         None, "--metrics", help="A file to append a JSON line of metrics to, now and then."
     ),
@@ -137,7 +139,15 @@ def run(
     )
     with ExitStack() as stack:
         model = stack.enter_context(
-            Model(bundle, settings, threads, graph_cache, device=device, memory_limit=memory_limit)
+            Model(
+                bundle,
+                settings,
+                threads,
+                graph_cache,
+                device=device,
+                memory_limit=memory_limit,
+                require_signature=required(require_signature),
+            )
         )
         opened = stack.enter_context(open_source(source, asked))
         drawn = outputs.choose_classes(model.manifest, classes, colors)

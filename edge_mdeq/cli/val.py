@@ -10,6 +10,7 @@ import typer
 
 from edge_mdeq.cli.console import next_step
 from edge_mdeq.cli.progress import counting_bar
+from edge_mdeq.cli.sign import REQUIRE_SIGNATURE, required
 from edge_mdeq.errors import BundleError
 
 if TYPE_CHECKING:
@@ -36,6 +37,9 @@ def val(
     iterations: list[int] = typer.Option(
         [], "--iterations", min=1, help="Evaluations of f to score, else every rung: 1 2 4 8."
     ),
+    precision: str = typer.Option(
+        None, "--precision", help="fp32, int8 or refined; else all that the bundle has."
+    ),
     warm: bool = typer.Option(
         False, "--warm", help="Frames in order too, each from the state of the one before."
     ),
@@ -47,6 +51,7 @@ def val(
     ),
     grey: bool = typer.Option(False, "--grey", help="Take grey photographs for colour ones."),
     threads: int = typer.Option(0, min=0, help="Threads per graph, 0 for one per core."),
+    require_signature: list[Path] = REQUIRE_SIGNATURE,
     keep: bool = typer.Option(
         False, "--report", help="Put the figures into the bundle's measurements and report."
     ),
@@ -60,6 +65,7 @@ def val(
         layout=layout,
         split=split,
         iterations=iterations,
+        precision=precision,
         warm=warm,
         limit=limit,
         ignore=ignore,
@@ -67,6 +73,7 @@ def val(
         centre=centre,
         grey=grey,
         threads=threads,
+        require_signature=required(require_signature),
     )
     with counting_bar("images", quiet or as_json) as progress:
         report = validate(bundle, data, settings, progress)
@@ -93,6 +100,8 @@ def keep_figures(bundle: Path, data: Path, settings: ValSettings, report: ValRep
 
     curves: dict[str, dict[str, float]] = {"cold": {}, "warm": {}}
     for score in report.scores:
+        if score.precision in ("int8", "refined"):
+            continue  # the page's curve is that of full precision
         curves[score.start][str(score.evaluations)] = round(score.value, 4)
     figures = {"metric": METRICS[report.metric], "images": report.images, **curves}
     update_measurements(bundle, val=figures)

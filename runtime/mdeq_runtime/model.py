@@ -11,7 +11,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from edge_mdeq.bundle import open_bundle
+from edge_mdeq.bundle import Bundle, open_bundle
+from edge_mdeq.bundle.signature import KeyFiles
+from edge_mdeq.bundle.precision import chosen
+from mdeq_runtime.backends import Backend
 from mdeq_runtime.backends.choose import open_backend
 from mdeq_runtime.budget import Budget, MemoryReport
 from mdeq_runtime.memory import peak_resident_bytes
@@ -48,9 +51,12 @@ class Model:
         memory_limit: of the whole process, such as "256MiB" or a number of bytes. What does not fit
             is refused before anything is loaded, and the process is watched while frames are
             answered; see ``mdeq_runtime.budget``. The first model of a process sets it.
+        require_signature: files of public keys, one of which must have signed the bundle.
+        after: a model that was closed, in whose place in the memory limit this one comes.
 
     Raises:
-        BundleError: missing, altered, incomplete, or written by a newer version.
+        BundleError: missing, altered, incomplete, written by a newer version, or not signed by any
+            of the keys.
         MissingExtraError: no backend is installed.
         MemoryLimitError: it does not fit, with a table of what it would need.
         ConfigError: no such device, or a limit that makes no sense.
@@ -66,9 +72,12 @@ class Model:
         *,
         device: str = "auto",
         memory_limit: str | int | None = None,
+        require_signature: KeyFiles | None = None,
+        after: Model | None = None,
     ) -> None:
         self.settings = settings or SessionSettings()
-        self.bundle = open_bundle(Path(path))
+        self.require_signature = require_signature
+        self.bundle = open_bundle(Path(path), require_signature=require_signature)
         self.manifest = self.bundle.manifest
         for warning in self.manifest.warnings:
             log.warning("%s: %s", self.manifest.name, warning)

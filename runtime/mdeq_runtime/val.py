@@ -19,6 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_mdeq.bundle import Manifest, Rung, open_bundle
+from edge_mdeq.bundle.precision import check_precision, precision_of, select
+from edge_mdeq.bundle.signature import KeyFiles
 from edge_mdeq.datasets import (
     IGNORED,
     LAYOUTS,
@@ -58,6 +60,7 @@ class ValSettings:
         ignore: mask values that count nowhere.
         fit, centre, grey: how images meet the input size, as in a recipe's ``data`` section.
         threads: threads per graph, 0 for one per core.
+        require_signature: public keys, one of which must have signed the bundle.
     """
 
     layout: str | None = None
@@ -70,8 +73,10 @@ class ValSettings:
     centre: float = 1.0
     grey: bool = False
     threads: int = 0
+    require_signature: KeyFiles | None = None
 
     def __post_init__(self) -> None:
+        check_precision(self.precision)
         if self.layout is not None and self.layout not in LAYOUTS:
             raise ConfigError(f"layout {self.layout!r} is none of {', '.join(LAYOUTS)}")
         if self.fit not in FIT_MODES:
@@ -155,9 +160,12 @@ def validate(
     """
     settings = settings or ValSettings()
     started = time.monotonic()
-    opened = open_bundle(Path(bundle))
+    opened = open_bundle(Path(bundle), require_signature=settings.require_signature)
     manifest = opened.manifest
-    chains = choose_chains(opened.profile(PROFILE).rungs, settings.iterations)
+    profile = opened.profile(PROFILE)
+    if settings.precision is not None:
+        profile = select(profile, settings.precision, manifest.name)
+    chains = choose_chains(profile.rungs, settings.iterations)
     classes = class_count(manifest)
     images = open_images(manifest, Path(data), classes, settings)
     indices = choose_indices(len(images), settings.limit, consecutive=is_segmentation(manifest))

@@ -38,15 +38,23 @@ from edge_mdeq.bundle import (
     writer,
     writing_bundle,
 )
-from edge_mdeq.bundle.manifest import decode_manifest, encode_manifest
+from edge_mdeq.bundle.decoding import decode_manifest
+from edge_mdeq.bundle.manifest import encode_manifest
 from edge_mdeq.bundle.writer import describe_files
 from edge_mdeq.config import Provenance
 from edge_mdeq.errors import BundleError, ConfigError
 
 GRAPH, WEIGHTS = "graphs/ort-cpu/solve-k4.onnx", "graphs/ort-cpu/fp32.data"
-PARTS = {f"graphs/ort-cpu/{n}.onnx": n.encode() for n in ("inject", "advance-k1", "readout", "c")}
+
+
+def producer(name: str) -> bytes:
+    """A graph without nodes that names its producer."""
+    return bytes([0x12, len(name)]) + name.encode()
+
+
+PARTS = {f"graphs/ort-cpu/{n}.onnx": producer(n) for n in ("inject", "advance-k1", "readout", "c")}
 PART_FIELDS = ("inject", "advance.0.graph", "readout", "pieces.c")
-CONTENT = {GRAPH: b"graph", WEIGHTS: b"weights" * 100, **PARTS}
+CONTENT = {GRAPH: producer("graph"), WEIGHTS: b"weights" * 100, **PARTS}
 
 
 def parts() -> Parts:
@@ -164,8 +172,22 @@ def test_confidence_may_be_absent(raw: dict[str, Any]) -> None:
 def test_a_newer_schema_asks_for_an_upgrade_even_where_it_has_new_fields(
     raw: dict[str, Any],
 ) -> None:
-    raw |= {"schema": SCHEMA + 1, "new": 1, "created_by": "edge-mdeq 9"}
-    with pytest.raises(BundleError, match=r"schema 2, .* by edge-mdeq 9: upgrade edge-mdeq"):
+    raw |= {"schema": SCHEMA + 1, "new": 1, "created_by": "edge-mdeq 9.1"}
+    with pytest.raises(BundleError, match=r"schema 2, .*: pip install 'edge-mdeq>=9\.1'"):
+        decode(raw)
+    raw["requires"] = "8.2"
+    with pytest.raises(BundleError, match=r"schema 2, .*: pip install 'edge-mdeq>=8\.2'"):
+        decode(raw)
+    raw |= {"requires": "1'; rm -rf ~", "created_by": ["9"]}
+    with pytest.raises(BundleError, match=r"schema 2, .*: pip install --upgrade edge-mdeq"):
+        decode(raw)
+
+
+def test_a_version_that_is_required_is_named_where_only_the_schema_is_known(
+    raw: dict[str, Any],
+) -> None:
+    raw |= {"requires": "99.0"}
+    with pytest.raises(BundleError, match=r"not for edge-mdeq .*'edge-mdeq>=99\.0'"):
         decode(raw)
 
 
@@ -210,6 +232,20 @@ def put(raw: dict[str, Any], path: str, value: object) -> None:
         ("values", ["value_0"], "values and states must have the same length"),
         ("history_outputs", [], "history and history_outputs must have the same length"),
         ("profiles", {"x": {"opset": 21, "weights": [], "rungs": []}}, r"profiles\.x has no rungs"),
+        ("states.0.shape", [1, 2**31, 2**31, 2], r"more than \d+ bytes"),
+        ("states.0.shape", [1, 0], r"\[1, 0\], which is none"),
+        ("states.0.shape", [], r"\[\], which is none"),
+        ("states.0.shape", [-2, 4], r"\[-2, 4\], which is none"),
+        ("output.tensor.dtype", "object", "has the type 'object'; known: "),
+        ("labels", ["x"] * 257, "257 are more than a mask of uint8 can name"),
+        ("labels", ["sky", "\x1b[2J"], r"`\$\.labels\[1\]` holds control characters"),
+        ("palette", [[0, 0, 256]], "three numbers from 0 to 255"),
+        ("requires", "soon", "not a version"),
+        (
+            "profiles.ort-cpu.costs",
+            {GRAPH: {"nodes": 1, "weights": -1, "largest_weight": 0, "values": 0}},
+            "less than nothing",
+        ),
     ],
 )
 def test_a_misfit_is_named_with_its_path(
@@ -248,11 +284,26 @@ def test_a_file_that_a_profile_uses_must_be_listed(raw: dict[str, Any], used: st
         decode(raw)
 
 
+def test_a_graph_is_an_onnx_file_by_its_name(raw: dict[str, Any]) -> None:
+    """ONNX Runtime takes NAME.ort for a format of its own, which nothing here looks through."""
+    raw["files"]["solve.ort"] = raw["files"][GRAPH]
+    raw["profiles"]["ort-cpu"]["rungs"][0]["graph"] = "solve.ort"
+    with pytest.raises(BundleError, match=r"'solve\.ort' is no \.onnx file"):
+        decode(raw)
+
+
+@pytest.mark.parametrize("entry", [{"sha256": "0", "bytes": 1}, {"sha256": "0" * 64, "bytes": -1}])
+def test_a_files_entry_must_be_able_to_hold(raw: dict[str, Any], entry: dict[str, Any]) -> None:
+    raw["files"][GRAPH] = entry
+    with pytest.raises(BundleError, match="are no file"):
+        decode(raw)
+
+
 @pytest.mark.parametrize(
     "name", ["/etc/passwd", "../secret", "graphs/../../secret", "a\\..\\b", "", "."]
 )
 def test_a_path_that_leaves_the_bundle_is_refused(raw: dict[str, Any], name: str) -> None:
-    raw["files"][name] = {"sha256": "0", "bytes": 0}
+    raw["files"][name] = {"sha256": "0" * 64, "bytes": 0}
     with pytest.raises(BundleError, match="is not a path inside the bundle"):
         decode(raw)
 
@@ -285,7 +336,7 @@ def test_an_unknown_profile_names_the_known_ones(bundle: Path) -> None:
 
 
 def change_a_byte(bundle: Path) -> None:
-    (bundle / GRAPH).write_bytes(b"grapf")
+    (bundle / GRAPH).write_bytes(producer("grapf"))
 
 
 def cut_off(bundle: Path) -> None:
@@ -398,7 +449,7 @@ def test_an_existing_bundle_is_refused_without_force(bundle: Path) -> None:
 
 def replace_bundle(path: Path, force: bool = True) -> None:
     with writing_bundle(path, force=force) as folder:
-        fill(folder, {GRAPH: b"new", WEIGHTS: b"new weights"}, name="new")
+        fill(folder, {GRAPH: producer("new"), WEIGHTS: b"new weights"}, name="new")
 
 
 def test_force_replaces_a_bundle_as_a_whole(bundle: Path) -> None:

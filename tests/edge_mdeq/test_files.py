@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from edge_mdeq.files import replacing, write_atomic
+from edge_mdeq.files import read_capped, replacing, write_atomic
 
 
 def names(folder: Path) -> list[str]:
@@ -90,3 +91,18 @@ def test_the_data_reaches_the_disk_before_it_gets_its_name(
 def test_a_missing_folder_is_an_os_error(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         write_atomic(tmp_path / "absent" / "file.bin", b"data")
+
+
+def test_a_capped_read_takes_a_plain_file_of_at_most_so_many_bytes(tmp_path: Path) -> None:
+    path = tmp_path / "x"
+    path.write_bytes(b"12345")
+    assert read_capped(path, 5) == b"12345"
+    with pytest.raises(OSError, match="larger than 4 bytes"):
+        read_capped(path, 4)
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, Path.mkdir])
+def test_a_capped_read_waits_for_no_pipe(tmp_path: Path, make: Callable[[Path], None]) -> None:
+    make(tmp_path / "x")
+    with pytest.raises(OSError, match="not a plain file"):
+        read_capped(tmp_path / "x", 5)

@@ -254,6 +254,24 @@ def test_an_engine_that_is_not_as_it_was_recorded_is_built_anew(
     assert "building a TensorRT engine of x" in caplog.text
 
 
+def test_an_engine_of_another_device_is_built_anew_whatever_its_record_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "theirs"))
+    engine = build(EngineCache(tmp_path / "engines", FACTS), "x")
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "ours"))
+    cache = EngineCache(tmp_path / "engines", FACTS)
+    assert not engine.exists()
+    assert cache.graphs == []
+
+
+def test_a_record_holds_for_no_other_device_or_software(tmp_path: Path) -> None:
+    """Moved from the folder of other facts, with the engines that it names."""
+    build(EngineCache(tmp_path, {**FACTS, "tensorrt": "10.0"}), "x")
+    EngineCache(tmp_path, FACTS)
+    assert not list(tmp_path.glob("*.engine"))
+
+
 def test_each_device_software_and_bundle_has_a_folder_of_its_own(
     bundle: Bundle, tmp_path: Path
 ) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -126,3 +127,47 @@ def test_a_killed_run_leaves_no_entry_that_would_be_believed(
         (entry / "made.json").unlink(missing_ok=True)
     answer(segmenter_bundle, tmp_path, frame)
     assert not list(tmp_path.glob(".making-*")), "what it left is swept, once it is old"
+
+
+def test_an_entry_of_another_device_is_made_again(
+    segmenter_bundle: Path,
+    tmp_path: Path,
+    frame: NDArray[np.uint8],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Its record says what ours would, but for the tag."""
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "theirs"))
+    cache = tmp_path / "cache"
+    answer(segmenter_bundle, cache, frame)
+    made = entries(cache)
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "ours"))
+    answer(segmenter_bundle, cache, frame)
+    again = entries(cache)
+    assert made.keys() == again.keys()
+    assert all(made[path] != again[path] for path in made)
+
+
+def test_an_entry_holds_for_no_other_graph(
+    segmenter_bundle: Path, tmp_path: Path, frame: NDArray[np.uint8]
+) -> None:
+    answer(segmenter_bundle, tmp_path, frame)
+    first, second = sorted(tmp_path.iterdir())[:2]
+    shutil.rmtree(first)
+    shutil.copytree(second, first)
+    cache = graph_cache.GraphCache(tmp_path, ort, ort.SessionOptions)
+    assert cache.is_whole(second)
+    assert not cache.is_whole(first)
+
+
+def test_without_a_key_it_goes_on_without(
+    segmenter_bundle: Path,
+    tmp_path: Path,
+    frame: NDArray[np.uint8],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "file"))
+    found = answer(segmenter_bundle, tmp_path / "cache", frame)
+    assert np.array_equal(found, answer(segmenter_bundle, None, frame))
+    assert "the key of this device" in caplog.text

@@ -12,8 +12,11 @@ from pathlib import Path
 import pytest
 
 from edge_mdeq.bundle import Bundle, open_bundle
+from edge_mdeq.bundle.reader import hash_file, read_manifest
+from edge_mdeq.bundle.signature import make_key, read_private_key, sign_manifest
 from edge_mdeq.errors import EngineError
-from mdeq_runtime.tensorrt.engines import EngineStore
+from mdeq_runtime.device_key import key_path
+from mdeq_runtime.tensorrt.engines import EngineStore, sign_engines
 from mdeq_runtime.tensorrt.identity import Identity
 
 HERE = Identity("Orin", "8.7", "36.4.3", "12.6", "540.4.0", "10.3.0", "tensorrt-10", "fp32")
@@ -24,6 +27,7 @@ GRAPH = "graphs/ort-cpu/solve-k1.onnx"
 def bundle(plain: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bundle:
     """One of its own, without engines, and a user's cache of its own."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
     return open_bundle(Path(shutil.copytree(plain.path, tmp_path / "own.mdeq")))
 
 
@@ -92,7 +96,8 @@ def test_another_devices_engine_is_not_used_and_each_difference_is_named(bundle:
         (lambda path: path.write_bytes(b"a pl"), "4 bytes instead of 6: cut short"),
         (lambda path: path.with_suffix(".json").unlink(), r"solve-k1.json cannot be read"),
         (lambda path: path.with_suffix(".json").write_text("{"), "no record of an engine"),
-        (lambda path: path.with_suffix(".json").write_bytes(b" " * 2**21), "no record"),
+        (lambda path: path.with_suffix(".json").write_bytes(b" " * 2**17), "larger than 65536"),
+        (lambda path: path.with_suffix(".json").write_bytes(b"[" * 2**16), "no record"),
     ],
 )
 def test_a_spoilt_engine_is_not_used(
@@ -172,3 +177,90 @@ def test_what_a_killed_build_left_is_removed_and_what_runs_is_not(bundle: Bundle
     store.tidy()
     assert not left.exists()
     assert running.exists()
+
+
+# Whose engine it is
+
+
+def altered_record(path: Path, **changes: object) -> None:
+    file = path.with_suffix(".json")
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+
+
+def test_another_devices_engine_is_not_used_whatever_it_claims(
+    bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A fingerprint can be forged: graph, hashes and identity are those of this device."""
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "theirs"))
+    put(EngineStore(bundle, "tensorrt-10", HERE))
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "ours"))
+    with pytest.raises(EngineError, match="not built on this device by this user"):
+        EngineStore(bundle, "tensorrt-10", HERE).find(GRAPH)
+
+
+def test_an_engine_without_a_tag_is_built_again(bundle: Bundle) -> None:
+    store = EngineStore(bundle, "tensorrt-10", HERE)
+    altered_record(put(store), tag="")
+    with pytest.raises(EngineError, match="before engines were authenticated; run edge-mdeq eng"):
+        store.find(GRAPH)
+
+
+def test_whoever_swaps_an_engine_cannot_make_its_record_right(bundle: Bundle) -> None:
+    store = EngineStore(bundle, "tensorrt-10", HERE)
+    path = put(store)
+    path.write_bytes(b"theirs")
+    altered_record(path, sha256=hash_file(path), bytes=6)
+    with pytest.raises(EngineError, match="not built on this device"):
+        store.find(GRAPH)
+
+
+def test_a_key_that_others_can_read_vouches_for_nothing(
+    bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    store = EngineStore(bundle, "tensorrt-10", HERE)
+    put(store)
+    key_path().chmod(0o644)
+    with pytest.raises(EngineError, match=r"device\.key, can be read or written by others"):
+        store.find(GRAPH)
+
+
+def test_a_signed_engine_of_another_device_is_used_where_its_key_is_required(
+    bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Engines for RTX GPUs are built ahead of time, on another machine."""
+    pytest.importorskip("cryptography")
+    for name in ("ours", "theirs"):
+        make_key(tmp_path / f"{name}.pem")
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "workstation"))
+    path = put(EngineStore(bundle, "tensorrt-10", HERE))
+    key = read_private_key(tmp_path / "ours.pem")
+    sign_manifest(bundle.path, read_manifest(bundle.path), key)
+    assert sign_engines(bundle, key) == {path: ""}
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "board"))
+
+    def store(*keys: str) -> EngineStore:
+        files = [tmp_path / f"{name}.pub" for name in keys]
+        opened = open_bundle(bundle.path, require_signature=files or None)
+        return EngineStore(opened, "tensorrt-10", HERE)
+
+    assert store("theirs", "ours").find(GRAPH) == path
+    with pytest.raises(EngineError, match="not signed by a key that --require-signature names"):
+        store().find(GRAPH)
+    path.write_bytes(b"theirs")
+    altered_record(path, sha256=hash_file(path))
+    with pytest.raises(EngineError, match="not built on this device"):
+        store("ours").find(GRAPH)
+
+
+def test_a_strangers_engine_is_not_vouched_for(
+    bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("cryptography")
+    make_key(tmp_path / "key.pem")
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "theirs"))
+    path = put(EngineStore(bundle, "tensorrt-10", HERE))
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "ours"))
+    found = sign_engines(bundle, read_private_key(tmp_path / "key.pem"))
+    assert found[path].startswith("not built on this device")
+    assert json.loads(path.with_suffix(".json").read_text())["signatures"] == []

@@ -2,7 +2,8 @@
 
 ONNX Runtime names an engine by its graph's structure, not by its weights or the software that
 built it. So each combination of those has a folder of its own, and an engine that is not recorded
-there with its hash (altered, or half-written by a run that was killed) is removed and built anew.
+there with its hash by this device (altered, half-written by a run that was killed, or put there by
+a stranger) is removed and built anew.
 """
 
 from __future__ import annotations
@@ -15,9 +16,12 @@ import re
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from edge_mdeq.bundle.reader import hash_file
-from edge_mdeq.files import write_atomic
+from edge_mdeq.errors import DeviceError
+from edge_mdeq.files import read_capped, write_atomic
+from mdeq_runtime.device_key import made_here, tag
 
 __all__ = ["EngineCache", "engine_roots", "open_engine_cache"]
 
@@ -25,6 +29,8 @@ log = logging.getLogger(__name__)
 
 RECORD = "engines.json"
 ENGINES = "*.engine"
+RECORD_LIMIT = 2**20  # bytes
+PURPOSE = "ONNX Runtime's engines"  # of tags
 
 
 class EngineCache:
@@ -36,6 +42,7 @@ class EngineCache:
 
     Raises:
         OSError: the folder cannot be written to.
+        DeviceError: this device has no key that can be used.
     """
 
     def __init__(self, folder: Path, facts: Mapping[str, str]) -> None:
@@ -43,17 +50,25 @@ class EngineCache:
         self.graphs: list[str] = []  # whose engines are here
         self.building: str | None = None
         folder.mkdir(parents=True, exist_ok=True)
-        try:
-            record = json.loads((folder / RECORD).read_text())
-            known, self.graphs = dict(record["files"]), list(record["graphs"])
-        except (OSError, ValueError, KeyError, TypeError):
-            known = {}
+        known = self.read()
         for engine in sorted(folder.glob(ENGINES)):
             if known.get(engine.name) != hash_file(engine):
                 log.warning("%s is not as it was recorded; it is built anew", engine)
                 engine.unlink()
                 self.graphs = []
         self.write()
+
+    def read(self) -> dict[str, str]:
+        """The engines that were recorded here by this device, with their hashes."""
+        try:
+            record = json.loads(read_capped(self.folder / RECORD, RECORD_LIMIT))
+            given = record.pop("tag")
+            if record["facts"] != self.facts or not made_here(PURPOSE, record, given):
+                return {}
+            known, self.graphs = dict(record["files"]), list(record["graphs"])
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            return {}
+        return known
 
     def announce(self, graph: str) -> None:
         """Say so before an engine is built: for minutes there will be no other sign of life."""
@@ -76,7 +91,8 @@ class EngineCache:
 
     def write(self) -> None:
         files = {engine.name: hash_file(engine) for engine in sorted(self.folder.glob(ENGINES))}
-        record = {"facts": self.facts, "graphs": self.graphs, "files": files}
+        record: dict[str, Any] = {"facts": self.facts, "graphs": self.graphs, "files": files}
+        record["tag"] = tag(PURPOSE, record)
         write_atomic(self.folder / RECORD, json.dumps(record, indent=2).encode() + b"\n")
 
 
@@ -95,6 +111,8 @@ def open_engine_cache(roots: Sequence[Path], facts: Mapping[str, str]) -> Engine
             tempfile.TemporaryFile(dir=cache.folder).close()
         except OSError as error:
             problems.append(f"{root}: {error.strerror}")
+        except DeviceError as error:
+            problems.append(str(error))
         else:
             return cache
     log.warning("TensorRT engines cannot be kept (%s); every run builds them", "; ".join(problems))

@@ -4,7 +4,8 @@ A session copies the weights out of their file and reorders most of them: of Ima
 file has 67 MB, it holds 93 MB of its own. Loaded from the optimised graph, whose weights lie in
 their final order, it maps them instead: 20 MB are its own, and the kernel can take the rest back.
 An optimised graph holds for one version of ONNX Runtime on one kind of processor, so it is a cache
-and no part of a bundle. An entry whose fingerprint or hashes differ is never loaded, but made anew.
+and no part of a bundle. An entry whose fingerprint or hashes differ, or that was not made by this
+user on this device, is never loaded, but made anew.
 """
 
 from __future__ import annotations
@@ -21,6 +22,9 @@ from pathlib import Path
 from typing import Any
 
 from edge_mdeq.bundle.reader import hash_file
+from edge_mdeq.errors import DeviceError
+from edge_mdeq.files import read_capped
+from mdeq_runtime.device_key import made_here, tag
 
 __all__ = ["GraphCache", "fingerprint"]
 
@@ -29,6 +33,8 @@ log = logging.getLogger(__name__)
 GRAPH, WEIGHTS, RECORD = "graph.onnx", "graph.bin", "made.json"
 MAKING, STALE = ".making-", 3600.0  # seconds
 CPUINFO = Path("/proc/cpuinfo")
+RECORD_LIMIT = 2**16  # bytes
+PURPOSE = "optimised graph"  # of tags
 SMALLEST = 1024  # bytes of an initializer that goes into the weights file
 
 
@@ -75,11 +81,16 @@ class GraphCache:
         return self.root / hashlib.sha256(f"{identity} {self.machine}".encode()).hexdigest()[:32]
 
     def is_whole(self, entry: Path) -> bool:
-        """Whether an entry is there, for this machine, and unaltered."""
+        """Whether an entry is there, for this machine, made by it, and unaltered."""
         try:
-            record = json.loads((entry / RECORD).read_text())
+            record = json.loads(read_capped(entry / RECORD, RECORD_LIMIT))
+            given = record.pop("tag")
+            if not made_here(PURPOSE, record | {"entry": entry.name}, given):
+                return False
             files = {name: hash_file(entry / name) for name in (GRAPH, WEIGHTS)}
-        except (OSError, ValueError):
+        except (OSError, ValueError, KeyError, AttributeError, TypeError, RecursionError):
+            return False
+        except DeviceError:  # ``make`` says so
             return False
         return bool(record == {"machine": self.machine, "files": files})
 
@@ -99,7 +110,8 @@ class GraphCache:
             self.ort.InferenceSession(str(graph), options, providers=["CPUExecutionProvider"])
             (folder / WEIGHTS).touch()  # a graph without weights has none
             files = {name: hash_file(folder / name) for name in (GRAPH, WEIGHTS)}
-            record = {"machine": self.machine, "files": files}
+            record: dict[str, Any] = {"machine": self.machine, "files": files}
+            record["tag"] = tag(PURPOSE, record | {"entry": entry.name})
             (folder / RECORD).write_text(json.dumps(record, indent=2))
             if entry.exists():
                 shutil.rmtree(entry, ignore_errors=True)

@@ -3,6 +3,9 @@
 They lie in the bundle, or in the user's cache where the bundle cannot be written to. The engine is
 the plain file that ``trtexec --loadEngine`` takes; the JSON says what it was built from and for,
 and its hash. What lacks the JSON, or does not agree with it, is not used.
+
+An engine is code. So its JSON has this device's tag, or is signed by a key that was required of the
+bundle; whatever else it claims, an engine without either is a stranger's and is not used.
 """
 
 from __future__ import annotations
@@ -13,24 +16,28 @@ import os
 import re
 import shlex
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from edge_mdeq.bundle import Bundle
+from edge_mdeq.bundle.precision import chosen
 from edge_mdeq.bundle.reader import hash_file
-from edge_mdeq.errors import EngineError
-from edge_mdeq.files import write_atomic
+from edge_mdeq.bundle.signature import PrivateKey, Signature, sign, signer
+from edge_mdeq.errors import DeviceError, EngineError
+from edge_mdeq.files import read_capped, write_atomic
 from mdeq_runtime.backends.engine_cache import engine_roots
+from mdeq_runtime.device_key import canonical, made_here, tag
 from mdeq_runtime.policies import FixedIterations, UntilTolerance
 from mdeq_runtime.tensorrt.identity import Identity, differences
 from mdeq_runtime.tensorrt.settings import needed
 
-__all__ = ["EngineRecord", "EngineStore", "read_record"]
+__all__ = ["EngineRecord", "EngineStore", "read_record", "sign_engines"]
 
-RECORD_LIMIT = 2**20  # bytes; far above any real one
+RECORD_LIMIT = 2**16  # bytes; far above any real one
+PURPOSE = "TensorRT engine"  # of tags and signatures
 
 
 @dataclass(frozen=True)
@@ -44,6 +51,8 @@ class EngineRecord:
         identity: what it was built for.
         settings: that the compiler was given.
         measured: what the build took: seconds, peak_bytes, layers.
+        tag: of the device that built it.
+        signatures: by who built it for other devices.
     """
 
     graph: str
@@ -53,6 +62,13 @@ class EngineRecord:
     identity: Identity
     settings: dict[str, Any] = field(default_factory=dict)
     measured: dict[str, float] = field(default_factory=dict)
+    tag: str = ""
+    signatures: tuple[Signature, ...] = ()
+
+    @property
+    def content(self) -> dict[str, Any]:
+        """What tag and signatures are for: all but themselves, with the engine's hash."""
+        return {k: v for k, v in asdict(self).items() if k not in ("tag", "signatures")}
 
 
 class EngineStore:
@@ -134,7 +150,9 @@ class EngineStore:
         """What builds a graph's engine, if it is named; else those that a run needs by itself."""
         words = ["edge-mdeq", "engine", str(self.bundle.path)]
         rungs = {rung.graph: rung.evaluations for rung in self.profile.rungs}
-        if graph not in (None, *needed(self.profile, [FixedIterations(), UntilTolerance()])):
+        manifest = self.bundle.manifest
+        usual = chosen(self.profile, None, manifest.precision, manifest.name)
+        if graph not in (None, *needed(usual, [FixedIterations(), UntilTolerance()])):
             words += ["--iterations", str(rungs[graph])] if graph in rungs else ["--all"]
         if self.cache is not None:
             words += ["--cache", str(self.cache)]
@@ -153,6 +171,8 @@ class EngineStore:
         except EngineError as error:
             return str(error)
         wrong = differences(record.identity, self.identity)
+        if why := self.untrusted(record):
+            wrong.insert(0, why)
         if record.graph != graph or record.sources != self.sources(graph):
             wrong.append("built from other weights, or another graph")
         if wrong:
@@ -164,6 +184,23 @@ class EngineStore:
             return "altered since it was built"
         return ""
 
+    def untrusted(self, record: EngineRecord) -> str:
+        """Why an engine is a stranger's; "" if it was built here, or is signed by who may."""
+        content, keys = record.content, self.bundle.keys
+        if signer(PURPOSE, canonical(content), record.signatures, keys) is not None:
+            return ""
+        try:
+            if made_here(PURPOSE, content, record.tag):
+                return ""
+        except DeviceError as error:
+            return str(error)
+        if not record.tag:
+            return "built before engines were authenticated; run edge-mdeq engine again"
+        return (
+            "not built on this device by this user, or altered since, and not signed by a key that "
+            "--require-signature names"
+        )
+
     def has(self, graph: str) -> bool:
         """Whether ``find`` would succeed."""
         return any(not self.unfit(graph, path) for path in self.candidates(graph))
@@ -171,7 +208,11 @@ class EngineStore:
     def record(
         self, graph: str, path: Path, settings: dict[str, Any], measured: dict[str, float]
     ) -> EngineRecord:
-        """Write down what a new engine is; only then is it used."""
+        """Write down what a new engine is, as built here; only then is it used.
+
+        Raises:
+            DeviceError: this device has no key that can be used.
+        """
         record = EngineRecord(
             graph=graph,
             sources=self.sources(graph),
@@ -181,9 +222,9 @@ class EngineStore:
             settings=settings,
             measured=measured,
         )
-        write_atomic(
-            path.with_suffix(".json"), json.dumps(asdict(record), indent=2).encode() + b"\n"
-        )
+        read = msgspec.json.decode(msgspec.json.encode(record), type=EngineRecord)
+        record = replace(read, tag=tag(PURPOSE, read.content))  # numbers as they will be read
+        write_record(path.with_suffix(".json"), record)
         return record
 
     def path(self, graph: str) -> Path:
@@ -205,6 +246,10 @@ def engine_name(graph: str) -> str:
     return Path(graph).with_suffix(".engine").name
 
 
+def write_record(path: Path, record: EngineRecord) -> None:
+    write_atomic(path, json.dumps(asdict(record), indent=2).encode() + b"\n")
+
+
 def read_record(path: Path) -> EngineRecord:
     """What stands beside an engine.
 
@@ -212,10 +257,40 @@ def read_record(path: Path) -> EngineRecord:
         EngineError: nothing does, or it makes no sense.
     """
     try:
-        if path.stat().st_size > RECORD_LIMIT:
-            raise EngineError(f"{path.name} is no record of an engine")
-        return msgspec.json.decode(path.read_bytes(), type=EngineRecord)
+        return msgspec.json.decode(read_capped(path, RECORD_LIMIT), type=EngineRecord)
     except OSError as error:
         raise EngineError(f"{path.name} cannot be read ({error.strerror})") from error
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, RecursionError) as error:
         raise EngineError(f"{path.name} is no record of an engine ({error})") from error
+
+
+def sign_engines(bundle: Bundle, key: PrivateKey) -> dict[Path, str]:
+    """Sign the engines in a bundle that were built here, so that other devices may load them.
+
+    Returns:
+        Of each engine why it was not signed; "" if it was. A stranger's is none to vouch for.
+
+    Raises:
+        DeviceError: this device has no key that can be used.
+        EngineError: a record cannot be written.
+    """
+    found = {}
+    for path in sorted((bundle.path / "engines").glob("*/*.engine")):
+        file = path.with_suffix(".json")
+        try:
+            record = read_record(file)
+            if not made_here(PURPOSE, record.content, record.tag):
+                raise EngineError("not built on this device by this user, or altered since")
+            if hash_file(path) != record.sha256:
+                raise EngineError("altered since it was built")
+        except EngineError as error:
+            found[path] = str(error)
+            continue
+        made = sign(PURPOSE, canonical(record.content), key)
+        others = tuple(s for s in record.signatures if s.key != made.key)
+        try:
+            write_record(file, replace(record, signatures=(*others, made)))
+        except OSError as error:
+            raise EngineError(f"cannot write {file}: {error.strerror}") from error
+        found[path] = ""
+    return found

@@ -21,8 +21,10 @@ from typing import IO
 import msgspec
 
 from edge_mdeq import errors
+from edge_mdeq.bundle.reader import hash_file
 from edge_mdeq.errors import EngineError
-from edge_mdeq.files import replacing
+from edge_mdeq.files import read_capped, replacing, write_atomic
+from mdeq_runtime.device_key import device_key, made_here, tag
 from mdeq_runtime.memory import available_bytes, resident_bytes
 from mdeq_runtime.tensorrt.child import Event, Job
 from mdeq_runtime.tensorrt.engines import EngineRecord, EngineStore
@@ -34,6 +36,7 @@ MIB = 2**20
 LOOK_S = 0.05  # between two looks at a build's memory
 SPARE = 64 * MIB  # that a build leaves to the rest of the machine
 TIMINGS = "timing.cache"
+PURPOSE = "timings"  # of tags
 CHILD = "from mdeq_runtime.tensorrt.child import main; main()"
 
 
@@ -67,15 +70,20 @@ class Workshop:
             BundleError: the graph or its weights are missing or altered.
             EngineError: it could not be built; what was there before still is.
             ConfigError: settings that this TensorRT does not have.
+            DeviceError: this device has no key that can be used.
         """
+        device_key()  # without it nothing that is built would be loaded
         bundle, path = self.store.bundle, self.store.path(graph)
         for weights in self.store.profile.weights:
             bundle.file(weights.file)
         source = bundle.file(graph)
         self.said.clear()
         try:
+            kept = path.with_name(TIMINGS)
+            drop_foreign(kept)
             with replacing(path) as temporary:
                 event = self.run(self.job(source, temporary, path), graph)
+            vouch(kept)
             return self.store.record(graph, path, asdict(self.settings), dict(event.measured))
         except OSError as error:
             raise EngineError(f"{path} could not be written: {error.strerror}") from error
@@ -132,6 +140,23 @@ class Workshop:
 
     def complaints(self) -> list[str]:
         return [f"  TensorRT {line}" for line in self.said[-8:]]
+
+
+def drop_foreign(timings: Path) -> None:
+    """Remove the timings beside engines unless this device wrote them: TensorRT parses them."""
+    own = False
+    with suppress(OSError):
+        given = read_capped(timings.with_suffix(".tag"), 2**10).decode(errors="replace")
+        own = made_here(PURPOSE, {"sha256": hash_file(timings)}, given)
+    if not own:
+        timings.unlink(missing_ok=True)
+
+
+def vouch(timings: Path) -> None:
+    """Note that timings, if there are any, were written by this device."""
+    if timings.is_file():
+        found = tag(PURPOSE, {"sha256": hash_file(timings)})
+        write_atomic(timings.with_suffix(".tag"), found.encode())
 
 
 @contextmanager
