@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import cv2
@@ -209,6 +210,34 @@ def test_a_disk_that_is_full_keeps_what_was_recorded(small_disk: Path) -> None:
     assert len(numbers) >= written - 2 * FRAGMENT_S * FPS - 1
     assert times == pytest.approx([index / FPS for index in range(len(numbers))], abs=0.002)
     assert [p.name for p in small_disk.iterdir()] == ["out.mp4"]
+
+
+def test_a_writer_that_does_not_open_again_is_a_disk_that_is_full(tmp_path: Path) -> None:
+    """As OpenCV 4 has it, where OpenCV 5 opens a writer that then loses frames."""
+    room = iter([True])
+
+    class Writer:
+        def __init__(self, *arguments: object) -> None:
+            self.real = cv2.VideoWriter(*arguments)
+
+        fourcc = staticmethod(cv2.VideoWriter.fourcc)
+
+        def isOpened(self) -> bool:  # noqa: N802
+            return next(room, False)
+
+        def __getattr__(self, name: str) -> object:
+            return getattr(self.real, name)
+
+    module = SimpleNamespace(VideoWriter=Writer)
+    video = FragmentedVideo(module, tmp_path / "out.mp4", FPS, SIZE, "mp4v")
+    whole = int(FRAGMENT_S * FPS)
+    for index in range(whole):
+        video.append(picture(index), index / FPS)
+    with pytest.raises(OSError, match="the disk may be full, no fragment can be begun"):
+        video.append(picture(whole), FRAGMENT_S)
+    video.close()
+    assert read_back(tmp_path / "out.mp4")[0] == list(range(whole))
+    assert [p.name for p in tmp_path.iterdir()] == ["out.mp4"]
 
 
 @pytest.mark.parametrize("cut", [7, 40, -20])

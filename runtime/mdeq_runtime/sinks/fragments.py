@@ -70,7 +70,10 @@ class FragmentedVideo:
         if self._times and time >= self._times[0] + FRAGMENT_S:
             self._flush(time)
         if self._writer is None:
-            self._writer = self._open()
+            try:
+                self._writer = self._open()
+            except ValueError as error:  # it did open before: OpenCV 4 has no room for a header
+                raise OSError(None, "the disk may be full, no fragment can be begun") from error
         self._writer.write(image)
         self._times.append(time)
 
