@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 DEVICE := .venv-device
 
-.PHONY: demo demo-device test lint types contracts pytest test-gpu wheel bench clean help
+.PHONY: demo demo-device test lint types contracts pytest test-gpu test-arm64 test-pythons wheel bench clean help
 
 help:  ## what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
@@ -53,6 +53,12 @@ pytest: $(STAMP)
 
 test-gpu: $(STAMP)  ## what needs a CUDA GPU; leaves out/gpu-report.json to send back
 	$(BIN)/python -m pytest -q -rs -m gpu tests/gpu
+
+test-arm64: $(STAMP)  ## the device half on an emulated arm64 Debian, kept between runs (root, minutes)
+	$(BIN)/python -m pytest -q -rs -s -m arm64 tests/arm64
+
+test-pythons: $(STAMP)  ## the device half in every supported Python that is found, without torch
+	$(BIN)/python tests/packaging/try_pythons.py
 
 wheel: $(STAMP)  ## wheel and sdist, tried in fresh environments, one of them without torch
 	$(BIN)/python tests/packaging/try_wheel.py
