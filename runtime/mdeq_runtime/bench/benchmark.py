@@ -86,7 +86,7 @@ class Row:
         start: "cold" (from zero) or "warm" (from the state of the frame before).
         evaluations: of f.
         steps: the precisions that they ran in, such as "7 int8 + 1 fp32".
-        graph: that ran.
+        graph: of the rung; a session may make its evaluations in parts instead.
         frames: how many were measured.
         milliseconds: percentiles, by name.
         mean, iqr: milliseconds too; the latter is the width of the middle half.
@@ -273,8 +273,11 @@ def choose_rungs(bundle: Bundle, profile: str, iterations: Sequence[int]) -> tup
 def session_for(
     bundle: Bundle, profile: str, backend: Backend, rung: Rung, start: Start
 ) -> Session:
-    """A session that has this rung alone, and never gives up a warm start."""
-    alone = replace(bundle.profile(profile), rungs=(rung,))
+    """A session that has this rung and parts of its precision, and never gives up a warm start."""
+    whole = bundle.profile(profile)
+    precision = rung.steps[-1].precision
+    parts = tuple(part for part in whole.parts if part.precision == precision)
+    alone = replace(whole, rungs=(rung,), parts=parts)
     settings = SessionSettings(
         FixedIterations(rung.evaluations, tol=1.0),
         carry=start == "warm",

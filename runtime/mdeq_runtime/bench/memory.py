@@ -100,7 +100,7 @@ def main() -> None:
     frames, _ = load_frames(None, bundle.manifest.input.size)
     for frame in frames[:FRAMES]:
         session(frame)
-    peak, resident = peak_resident_bytes(), resident_bytes()
+    resident, peak = resident_bytes(), peak_resident_bytes()  # the peak last, it counts the other
     if base is None or peak is None or resident is None:
         print("null")
         return
