@@ -78,9 +78,10 @@ def claims(name: str, model: Model) -> list[Claim]:
     ]
     ours = find(model, kind="ours")
     if name == "cityscapes-small" and all(c and c["memory"] for c in (ours, research)):
-        value = ours["memory"]["peak"] / research["memory"]["peak"]  # type: ignore[index]
-        measured = Ratio(value, value, value)
-        made.append(Claim("peak memory of a frame / research path's", measured, 0.25, True))
+        for key, what in (("above_base", "memory of a frame"), ("peak", "peak of the process")):
+            value = ours["memory"][key] / research["memory"][key]  # type: ignore[index]
+            measured = Ratio(value, value, value)
+            made.append(Claim(f"{what} / research path's", measured, 0.25, True))
     return made
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import warnings
 from functools import partial
 from typing import Any
 
@@ -71,6 +73,7 @@ def export_naive(case: Case, path: Any) -> None:
 
     from edge_mdeq.weights import load_weights
 
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it misses torchvision
     model, card = load_weights(case.weights)
     model.eval()
     mean = torch.tensor(card.input.mean).view(1, 3, 1, 1)
@@ -97,7 +100,8 @@ def export_naive(case: Case, path: Any) -> None:
     with torch.no_grad():
         u = model.inject(torch.zeros((1, 3, *case.size)))
         states = [torch.zeros_like(z) for z in model.zero_state(u)]
-        with replacing(path) as temporary:
+        with replacing(path) as temporary, warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # of torch, about itself
             torch.onnx.export(
                 Unrolled().eval(), (image, *states), str(temporary), dynamo=True,
                 external_data=False, verbose=False,
