@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from edge_mdeq.bundle import Manifest
@@ -24,7 +25,7 @@ def print_table(table: Table) -> None:
 
 def facts_table(manifest: Manifest) -> Table:
     """What a bundle is: a row per fact."""
-    table = Table(title=manifest.name, show_header=False, title_justify="left")
+    table = Table(title=escape(manifest.name), show_header=False, title_justify="left")
     height, width = manifest.input.size
     batch = manifest.input.tensor.shape[0]
     images = {1: "one image", -1: "any number of images"}.get(batch, f"{batch} images")
@@ -38,7 +39,8 @@ def facts_table(manifest: Manifest) -> Table:
         "solver": manifest.solver.name + (f" ({', '.join(parts)})" if parts else ""),
         "state": " + ".join("x".join(map(str, s.shape[1:])) for s in manifest.states)
         + f" float32, {states / 1e6:.2f} MB",
-        "written by": manifest.created_by,
+        "written by": f"{manifest.created_by}, schema {manifest.schema}; edge-mdeq "
+        f"{manifest.requires} or later reads it",
         "weights": f"{manifest.provenance.name}; {manifest.provenance.data}",
         "licence": manifest.provenance.licence,
     }
@@ -50,10 +52,12 @@ def facts_table(manifest: Manifest) -> Table:
         rows["FP16 gets to"] = f"a residual of {shown}"
     if manifest.metrics:
         rows["metrics"] = ", ".join(f"{k} {v:.3f}" for k, v in manifest.metrics.items())
-    for warning in manifest.warnings:
-        rows["warning"] = warning
+    if manifest.tools:
+        rows["made with"] = ", ".join(f"{k} {v}" for k, v in sorted(manifest.tools.items()))
     for name, value in rows.items():
-        table.add_row(name, value)
+        table.add_row(name, escape(value))  # names in a manifest are not ours
+    for warning in manifest.warnings:
+        table.add_row("warning", escape(warning))
     return table
 
 
