@@ -107,5 +107,5 @@ def main() -> None:
 
 def interrupted(verb: str) -> NoReturn:
     """Say what is left of the work, and exit."""
-    fail(f"interrupted; {LEFT.get(verb, 'nothing was written')}")
+    fail(f"interrupted; {LEFT.get(verb, 'nothing was written')}", "interrupted")
     sys.exit(INTERRUPTED)

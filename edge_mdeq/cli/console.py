@@ -10,15 +10,24 @@ from contextlib import contextmanager
 
 import typer
 
-__all__ = ["INTERRUPTED", "busy", "fail", "next_step", "quote", "stop_by_signals"]
+__all__ = ["INTERRUPTED", "busy", "fail", "fail_by", "next_step", "quote", "stop_by_signals"]
 
 
+TELL: list[Callable[[str, str], None]] = []  # how errors are told; the last one counts
 INTERRUPTED = 130  # exit code after Ctrl-C, as shells have it
 
 
-def fail(message: str) -> None:
-    """An error, on stderr."""
-    typer.secho(f"error: {message}", fg=typer.colors.RED, err=True)
+def fail(message: str, kind: str = "error") -> None:
+    """An error, on stderr; "interrupted" is a kind of its own for those who read logs."""
+    if TELL:
+        TELL[-1](message, kind)
+    else:
+        typer.secho(f"error: {message}", fg=typer.colors.RED, err=True)
+
+
+def fail_by(tell: Callable[[str, str], None]) -> None:
+    """Tell errors of this process in another way: message and kind."""
+    TELL.append(tell)
 
 
 def next_step(*command: str) -> None:

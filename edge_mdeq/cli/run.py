@@ -2,28 +2,22 @@
 
 from __future__ import annotations
 
-import logging
-import os
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
 
-from edge_mdeq.cli import inputs, outputs
-from edge_mdeq.cli.console import INTERRUPTED, next_step, stop_by_signals
+from edge_mdeq.cli import inputs, outputs, service, showing
+from edge_mdeq.cli.console import INTERRUPTED, next_step
 from edge_mdeq.cli.sign import REQUIRE_SIGNATURE, required
 from edge_mdeq.errors import ConfigError, SourceError
 
 if TYPE_CHECKING:
-    from mdeq_runtime import Model, Result, Session
-    from mdeq_runtime.budget import MemoryReport
-    from mdeq_runtime.metrics import Summary
+    from mdeq_runtime import Result, Session
     from mdeq_runtime.policies import Policy
-    from mdeq_runtime.sinks import Sink
-    from mdeq_runtime.sources import Source
+    from mdeq_runtime.service.reload import ReloadableSession
 
 __all__ = ["run"]
 
@@ -101,10 +95,12 @@ def run(
     record_quota: str = outputs.RECORD_QUOTA,
     max_frames: int = typer.Option(None, "--max-frames", min=1, help="Stop after so many."),
     headless: bool = typer.Option(False, "--headless", help="Open no window."),
+    reload_on_hup: bool = service.RELOAD_ON_HUP,
+    log_format: str = service.LOG_FORMAT,
     as_json: bool = typer.Option(False, "--json", help="Print the summary as JSON."),
 ) -> None:
     """Run a bundle on a camera, a video or images."""
-    keep_libraries_quiet()
+    in_json = service.prepare(log_format)
     from mdeq_runtime import Model, SessionSettings
     from mdeq_runtime.metrics import Metrics
     from mdeq_runtime.pipeline import run as run_pipeline
@@ -155,31 +151,35 @@ def run(
         if record_hard is not None:
             targets.append(str(record_hard))
         model.expect(opened, sinks)
-        session = stack.enter_context(model.session())
         gathered = Metrics(model.backend)
+        serving = service.Serving(gathered, reload_on_hup)
+        session = serving.session_of(model, bundle)
+        stack.enter_context(session)
         if metrics is not None:
             sinks.append(stack.enter_context(MetricsSink(metrics, gathered, metrics_every)))
             targets.append(str(metrics))
-        note(opened, model, as_json)
-        name_pages(sinks)
-        on_result = stack.enter_context(progress_bar(opened, as_json))
-        stop_by_signals()
+        showing.note(opened, model, targets, as_json, in_json)
+        showing.name_pages(sinks, in_json)
+        seen = stack.enter_context(showing.progress_bar(opened, as_json or in_json))
+        stack.enter_context(serving.begin())
         summary = run_pipeline(
             session,
             opened,
             sinks,
             max_frames=max_frames,
-            on_result=on_result,
+            on_frame=serving.heartbeat.taken,
+            on_result=serving.on_result(seen),
             policy=buffer,
             metrics=gathered,
             govern=choose_governor(session, target_ms),
         )
-    report(summary, as_json, model.memory())
+        memory = serving.memory(model)
+    showing.report(summary, as_json, in_json, memory)
     if not summary.frames and not summary.interrupted:
         raise SourceError(f"{opened.description} delivered no frame")
     if summary.interrupted:
         raise typer.Exit(INTERRUPTED)
-    if not as_json:
+    if not as_json and not in_json:
         written = " and ".join(redact(target) for target in targets if target != "none")
         if written:
             typer.echo(f"wrote {written}")
@@ -222,7 +222,7 @@ def choose_policy(
 
 
 def choose_governor(
-    session: Session, target_ms: float | None
+    session: Session | ReloadableSession, target_ms: float | None
 ) -> Callable[[Result, float], None] | None:
     """A governor for the session, if there is a target.
 
@@ -234,78 +234,3 @@ def choose_governor(
     from mdeq_runtime.governor import Governor, GovernorSettings, governing
 
     return governing(Governor(GovernorSettings(target_ms), session.counts), session)
-
-
-def keep_libraries_quiet() -> None:
-    """Let only our own messages through, which say what to do; the variables bring the rest back.
-
-    OpenCV and FFmpeg read them from the environment, before anything is opened.
-    """
-    logging.basicConfig(format="warning: %(message)s", level=logging.WARNING)
-    os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")
-    os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
-
-
-def note(source: Source, model: Model, quiet: bool) -> None:
-    """Say what was opened."""
-    if not quiet:
-        typer.echo(f"{model.manifest.name} on {model.backend.name}; source: {source.description}")
-
-
-def name_pages(sinks: list[Sink]) -> None:
-    """Say where a live page is to be found, on stderr: with ``--json``, stdout is for programs."""
-    for sink in sinks:
-        if url := getattr(sink, "url", None):
-            typer.echo(f"live page: {url}", err=True)
-
-
-@contextmanager
-def progress_bar(source: Source, quiet: bool) -> Iterator[Callable[[Result], None] | None]:
-    """A line that moves with the frames; nothing where nobody looks."""
-    if quiet or not sys.stderr.isatty():
-        yield None
-        return
-    from rich.console import Console
-    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
-
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("starting", total=None)
-
-        def show(result: Result) -> None:
-            bar.update(
-                task,
-                description=f"frame {result.index}  {result.iterations} iterations  "
-                f"residual {result.residual:.3f}  {'warm' if result.warm else 'cold'}  "
-                f"{result.busy_ms:.0f} ms",
-            )
-
-        yield show
-
-
-def report(summary: Summary, as_json: bool, memory: MemoryReport) -> None:
-    """The run in numbers."""
-    if as_json:
-        typer.echo(summary.to_json_line())
-        return
-    typer.echo(
-        f"{summary.frames} frames in {summary.seconds:.1f} s ({summary.fps:.1f} per second), "
-        f"{summary.dropped} dropped"
-    )
-    if summary.frames:
-        typer.echo(
-            f"  {summary.warm_share:.0%} warm, {summary.mean_iterations:.2f} iterations a frame, "
-            f"mean residual {summary.residual_mean:.3f}"
-        )
-    stages = {**summary.stages, **({"age": summary.age} if summary.age else {})}
-    for stage, times in stages.items():
-        typer.echo(
-            f"  {stage:8} p50 {times.p50:6.1f}  p90 {times.p90:6.1f}  p99 {times.p99:6.1f} ms"
-        )
-    if summary.peak_rss_bytes:
-        said = f"  peak resident memory {summary.peak_rss_bytes / 1e6:.0f} MB"
-        if memory.predicted is not None and memory.limit is not None:
-            said += f"; {memory.predicted / 1e6:.0f} predicted, limit {memory.limit / 1e6:.0f}"
-        typer.echo(said)
-        for given_up in memory.shed:
-            typer.echo(f"    given up to stay below it: {given_up}")

@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 
 from edge_mdeq.bundle import Bundle, open_bundle
 from edge_mdeq.bundle.signature import KeyFiles
-from edge_mdeq.bundle.precision import chosen
 from mdeq_runtime.backends import Backend
 from mdeq_runtime.backends.choose import open_backend
 from mdeq_runtime.budget import Budget, MemoryReport
@@ -81,17 +80,23 @@ class Model:
         self.manifest = self.bundle.manifest
         for warning in self.manifest.warnings:
             log.warning("%s: %s", self.manifest.name, warning)
-        kept = None if cache is None else Path(cache)
-        limit = None if memory_limit is None else parse_bytes(memory_limit)
-        expected = (self.settings.policy,), self.settings.carry
-        self.backend, self.profile = open_backend(
-            self.bundle, device, threads, kept, limit, *expected
-        )
+        self.device, self.threads = device, threads
+        self.cache = None if cache is None else Path(cache)
+        self.limit = None if memory_limit is None else parse_bytes(memory_limit)
+        self.backend, self.profile = self.open_backend(self.bundle)
         self.budget: Budget | None = None
-        if limit is not None:
-            self.budget = Budget(limit, self.backend)
+        if self.limit is not None:
+            self.budget = Budget(self.limit, self.backend, after.budget if after else None)
             self.check_fit()
         self.single: Session | None = None
+
+    def open_backend(self, bundle: Bundle) -> tuple[Backend, str]:
+        """What runs a bundle as this model's is run, and the name of the profile."""
+        asked = self.settings
+        return open_backend(
+            bundle, self.device, self.threads, self.cache, self.limit,
+            (asked.policy,), asked.carry,
+        )  # fmt: skip
 
     @property
     def labels(self) -> tuple[str, ...]:

@@ -18,13 +18,27 @@ from mdeq_runtime.memory import peak_resident_bytes
 from mdeq_runtime.metrics import Metrics, Percentiles, Summary
 from mdeq_runtime.results import Frame, Result
 from mdeq_runtime.sinks.base import Sink, refuse_clashes
-from mdeq_runtime.sinks.lane import Fan
+from mdeq_runtime.sinks.lane import Fan, Lane
 from mdeq_runtime.slot import Capture, SlotPolicy, capture
 from mdeq_runtime.sources.base import Source
 
-__all__ = ["Percentiles", "Session", "Summary", "run"]
+__all__ = ["Percentiles", "Session", "Summary", "Terminated", "run"]
 
 log = logging.getLogger(__name__)
+
+DRAIN_S = 1.2  # for outputs after SIGTERM, so that all is over within two seconds
+
+
+class Terminated(KeyboardInterrupt):
+    """A service manager asks the run to end, and kills it if that takes long.
+
+    Attributes:
+        latest: seconds of the monotonic clock at which outputs should be finished.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.latest = time.monotonic() + DRAIN_S
 
 
 class Session(Protocol):
@@ -104,8 +118,10 @@ def run(
                             break
                 finally:
                     metrics.drop(frames.dropped - dropped)
-        except KeyboardInterrupt:
+        except KeyboardInterrupt as stopped:
             interrupted = True
+            if isinstance(stopped, Terminated):
+                fan.hurry(stopped.latest)
         finally:
             fan.finish()  # all at once: two that hang are waited for no longer than one
         if fan.failed is not None:  # the others went on without it until here
@@ -168,7 +184,9 @@ def _close(thing: _Closable) -> BaseException | None:
     try:
         try:
             thing.close()
-        except KeyboardInterrupt:  # a second Ctrl-C must not lose what was written
+        except KeyboardInterrupt as again:  # a second Ctrl-C must not lose what was written
+            if isinstance(again, Terminated) and isinstance(thing, Lane):
+                thing.hurry(again.latest)
             thing.close()
     except (Exception, KeyboardInterrupt) as error:
         return error

@@ -16,7 +16,7 @@ import pytest
 
 import mdeq_runtime.sinks.metrics as metrics_module
 from edge_mdeq.bundle import open_bundle
-from edge_mdeq.cli.run import progress_bar
+from edge_mdeq.cli.showing import progress_bar
 from edge_mdeq.errors import ConfigError, MissingExtraError, SinkError
 from mdeq_runtime import FixedIterations, Frame, Model, Result, SessionSettings
 from mdeq_runtime.backends import Answer

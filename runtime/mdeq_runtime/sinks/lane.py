@@ -45,6 +45,7 @@ class Lane:
         self._error: Exception | None = None
         self._ending = self._closed = self._enough = self._reported = self._hung = False
         self._moved = time.monotonic()  # the last time that the sink got on
+        self._latest: float | None = None  # when whoever waits for its end loses patience
         name = f"sink {sink.name}"
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
 
@@ -85,6 +86,10 @@ class Lane:
                 self._moved = max(self._moved, time.monotonic() - CLOSE_S / 2)
                 self._changed.notify_all()
 
+    def hurry(self, latest: float) -> None:
+        """Let ``close`` wait until ``latest`` of the monotonic clock at most."""
+        self._latest = latest
+
     def close(self) -> None:
         """Finish, and wait for the end; may be called again.
 
@@ -120,7 +125,15 @@ class Lane:
 
     def _await(self, limit: float, what: str) -> None:
         """Wait a little for the sink, or find that it hangs."""
-        left = self._moved + limit - time.monotonic()
+        now = time.monotonic()
+        left = self._moved + limit - now
+        if self._latest is not None and self._latest <= now:
+            self._hung = True
+            raise SinkError(
+                f"{self.sink.name} was not finished when the run had to end: its disk or network "
+                f"is slow, or hangs. {len(self._jobs)} results for it are left out; what it wrote "
+                "before is left as it is"
+            )
         if left <= 0:
             self._hung = True
             raise SinkError(
@@ -192,6 +205,12 @@ class Fan:
                 log.warning("%s. The other outputs go on", str(error).rstrip("."))
                 self.failed = self.failed or error
         return go_on
+
+    def hurry(self, latest: float) -> None:
+        """Wait for no sink after ``latest`` of the monotonic clock."""
+        for lane in self.lanes:
+            if isinstance(lane, Lane):
+                lane.hurry(latest)
 
     def finish(self) -> None:
         """Let all sinks with a lane end, without waiting for them."""

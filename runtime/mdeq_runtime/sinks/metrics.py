@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import logging
 import os
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -54,21 +55,37 @@ class MetricsSink(Sink):
         self.metrics, self.every_s, self.clock = metrics, every_s, clock
         self.due = clock() + every_s
         self.running = self.failing = False
+        self.ending, self.writing = threading.Event(), threading.Lock()
+
+    def begin(self, session: object, metrics: Metrics) -> None:
+        """Append lines from now on, whether frames come or not."""
+        threading.Thread(target=self.keep_on, name="metrics", daemon=True).start()
+
+    def keep_on(self) -> None:
+        """For as long as the run lasts: an outage is when somebody wants to know."""
+        while not self.ending.wait(min(self.every_s, max(0.01, self.due - self.clock()))):
+            self.append_if_due()
 
     def write(self, frame: Frame, result: Result) -> bool:
         """Append a line if it is time to; always asks to go on."""
         self.running = True  # so the file is neither the source nor another output
-        now = self.clock()
-        if now >= self.due:
-            self.due = now + self.every_s
-            self.append()
+        self.append_if_due()
         return True
 
+    def append_if_due(self) -> None:
+        with self.writing:
+            now = self.clock()
+            if now >= self.due and not self.ending.is_set():
+                self.due, self.running = now + self.every_s, True
+                self.append()
+
     def close(self) -> None:
-        """Append a last line, if there was any frame."""
-        if self.running:
-            self.append()
-            self.running = False
+        """Append a last line, if there was any frame or line."""
+        self.ending.set()
+        with self.writing:
+            if self.running:
+                self.append()
+                self.running = False
 
     def append(self) -> None:
         line = self.metrics.snapshot().to_json_line().encode() + b"\n"

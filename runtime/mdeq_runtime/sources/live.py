@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from edge_mdeq.errors import SourceError
 from mdeq_runtime.frame_slot import FrameSlot
 from mdeq_runtime.results import Frame
+from mdeq_runtime.service.logs import event
 from mdeq_runtime.sources.backoff import Backoff, Pauses
 from mdeq_runtime.sources.base import Source, pixels
 from mdeq_runtime.sources.connection import Connection, Outcome
@@ -240,7 +241,10 @@ class Live(Source):
         if first:
             self._lost = time.monotonic()
         if first or outcome.detail != self._status.detail:
-            log.warning("%s; trying again until it is back", outcome.detail)
+            log.warning(
+                "%s; trying again until it is back", outcome.detail,
+                extra=event("source", state=outcome.state.value),
+            )  # fmt: skip
         self._set(state=outcome.state, detail=outcome.detail)
 
     # In the connection's thread
@@ -264,7 +268,11 @@ class Live(Source):
 
     def _is_back(self, now: float) -> None:
         if self._lost is not None:
-            log.warning("%s is back after %.1f s", self.description, now - self._lost)
+            away = now - self._lost
+            log.warning(
+                "%s is back after %.1f s", self.description, away,
+                extra=event("source", state=State.OK.value, away_s=round(away, 3)),
+            )  # fmt: skip
             self._lost = None
         again = self._status.reconnects + (self._epoch > 0)
         self._set(state=State.OK, detail="", reconnects=again)
@@ -275,7 +283,9 @@ class Live(Source):
             Picture.FROZEN: "gives the same picture again and again; restart the camera",
             Picture.BLACK: "gives black pictures; look at its lens cap, shutter and light",
         }
-        log.warning("%s %s", self.description, said[picture])
+        log.warning(
+            "%s %s", self.description, said[picture], extra=event("picture", picture=picture.value)
+        )
         self._set(picture=picture)
 
     def _set(self, **changes: object) -> None:
