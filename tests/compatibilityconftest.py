@@ -1,8 +1,0 @@
-"""The script beside the tests is theirs too."""
-
-from __future__ import annotations
-
-import sys
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).parent))
