@@ -18,6 +18,7 @@ from edge_mdeq.cli import (
     export,
     import_,
     inspect,
+    pack,
     run,
     sign,
     train,
@@ -83,6 +84,8 @@ app.command("val")(val.val)
 app.command("run")(run.run)
 app.command("bench")(bench.bench)
 app.command("sign")(sign.sign)
+app.command("pack")(pack.pack)
+app.command("unpack")(pack.unpack)
 app.command("doctor")(doctor.doctor)
 
 
