@@ -12,7 +12,8 @@ there for its memory alone.
 ``--data`` names a labelled dataset by model: accuracies are measured on it, else they are the model
 card's. ``--bundle NAME=PATH`` takes a bundle that is there. ``--resume`` keeps models that a run
 before has finished. The figures go to OUT.json and OUT.svg; ``performance_page.py`` makes
-docs/performance.md of them. The whole takes some ten minutes on two cores.
+docs/performance.md of them. The whole takes some ten minutes on two cores,
+once exports and networks are made: what the exporter and the weights have not changed is kept in OUT.
 """
 
 from __future__ import annotations
@@ -57,6 +58,7 @@ def main() -> None:
     parser.add_argument("--resume", action="store_true")
     parser.add_argument("--out", type=Path, default=Path("out/versus"))
     args = parser.parse_args()
+    args.out = args.out.absolute()  # other processes run in another folder
     args.out.mkdir(parents=True, exist_ok=True)
     path, console = args.out.with_suffix(".json"), Console(width=130)
     seconds = args.seconds or (QUICK_SECONDS if args.quick else SECONDS)
