@@ -79,6 +79,7 @@ def engine(
 ) -> None:
     """Build TensorRT engines of a bundle for this device."""
     from edge_mdeq.bundle import open_bundle
+    from edge_mdeq.bundle.precision import chosen
     from mdeq_runtime.planner import parse_bytes
     from mdeq_runtime.policies import UntilTolerance
     from mdeq_runtime.tensorrt.engines import EngineStore
@@ -117,7 +118,8 @@ def engine(
         graphs = smallest_first(profile, profile.graphs)
     else:
         policies = wanted(in_parts, counted, iterations, cold, warm)
-        graphs = needed(profile, policies, warm != 0)
+        usual = chosen(profile, None, opened.manifest.precision, opened.manifest.name)
+        graphs = needed(usual, policies, warm != 0)
     store = EngineStore(opened, flavour.profile, identify(flavour, profile, settings), cache)
     store.tidy()
     limit = None if memory_limit is None else parse_bytes(memory_limit)

@@ -56,6 +56,11 @@ def run(
     max_iterations: int = typer.Option(
         None, min=1, help="Evaluations at most, with --tolerance or --deadline-ms; 26."
     ),
+    precision: str = typer.Option(
+        None,
+        "--precision",
+        help="fp32, int8 or refined (int8, then full precision); else what the export asked for.",
+    ),
     fit: str = typer.Option("stretch", help="stretch, letterbox or crop."),
     confidence: bool = typer.Option(False, "--confidence", help="Compute a confidence map too."),
     device: str = typer.Option("auto", help="auto, cpu, cuda or tensorrt."),
@@ -132,6 +137,7 @@ def run(
         carry=warm != 0,
         fit=fit,  # type: ignore[arg-type]  # checked by SessionSettings, with a message
         confidence=confidence,
+        precision=precision,
     )
     with ExitStack() as stack:
         model = stack.enter_context(

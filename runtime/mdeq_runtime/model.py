@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_mdeq.bundle import Bundle, open_bundle
+from edge_mdeq.bundle.precision import chosen
 from edge_mdeq.bundle.signature import KeyFiles
 from mdeq_runtime.backends import Backend
 from mdeq_runtime.backends.choose import open_backend
@@ -95,7 +96,7 @@ class Model:
         asked = self.settings
         return open_backend(
             bundle, self.device, self.threads, self.cache, self.limit,
-            (asked.policy,), asked.carry,
+            (asked.policy,), asked.carry, asked.precision,
         )  # fmt: skip
 
     @property
@@ -131,6 +132,8 @@ class Model:
         """See that one more stream would fit, before anything is loaded for it."""
         if self.budget is not None:
             asked, profile = self.settings, self.bundle.profile(self.profile)
+            usual = self.manifest.precision
+            profile = chosen(profile, asked.precision, usual, self.manifest.name)
             self.budget.plan(self.manifest, profile, asked.policy, asked.carry, asked.confidence)
 
     def memory(self) -> MemoryReport:

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_mdeq.bundle import Manifest, Profile
+from edge_mdeq.bundle.precision import check_precision, chosen
 from edge_mdeq.errors import ConfigError, EdgeMdeqError, SessionError
 from edge_mdeq.fitting import FIT_MODES, Fit, FitMode, fit_image, plan_fit, resize
 from mdeq_runtime.backends import Answer, Backend
@@ -44,6 +45,9 @@ class SessionSettings:
         reset_on_cut: whether a frame of another scene starts cold, before anything is computed.
         fit: how frames of another size meet the model's: "stretch", "letterbox" or "crop".
         confidence: whether results carry a confidence map.
+        precision: "fp32", "int8" or "refined" (int8, and the last evaluations in full precision);
+            None: what the bundle was exported for. Under a policy without a fixed number of
+            evaluations "refined" runs all of them in full precision.
     """
 
     policy: Policy = field(default_factory=FixedIterations)
@@ -52,6 +56,7 @@ class SessionSettings:
     reset_on_cut: bool = True
     fit: FitMode = "stretch"
     confidence: bool = False
+    precision: str | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.policy, Policy):
@@ -61,6 +66,7 @@ class SessionSettings:
             )
         if self.restart_above is not None and not self.restart_above > 0:
             raise ConfigError(f"restart_above is {self.restart_above}, must be positive")
+        check_precision(self.precision)
         if self.fit not in FIT_MODES:
             raise ConfigError(f"unknown fit {self.fit!r}, known: {', '.join(FIT_MODES)}")
 
@@ -100,8 +106,10 @@ class Session:
         settings: SessionSettings | None = None,
         budget: Budget | None = None,
     ) -> None:
-        self.manifest, self.profile, self.backend = manifest, profile, backend
         self.settings, self.budget = settings or SessionSettings(), budget
+        self.manifest, self.backend = manifest, backend
+        asked = self.settings.precision
+        self.profile = chosen(profile, asked, manifest.precision, manifest.name)
         self.solver = self.solver_for(self.settings)
         self.state: Any = backend.new_state()
         self.fit: Fit | None = None

@@ -55,6 +55,7 @@ class ValSettings:
             None: the first of the task's.
         split: which part of the data.
         iterations: evaluations of f to score; sums of rungs are chained. Empty: every rung.
+        precision: score rungs in "fp32", "int8" or "refined" alone; None: all that there are.
         warm: score the frames in order as well, each from the state of the one before.
         limit: look at so many images only: the first frames, or images from all classes.
         ignore: mask values that count nowhere.
@@ -66,6 +67,7 @@ class ValSettings:
     layout: str | None = None
     split: str = "val"
     iterations: Sequence[int] = ()
+    precision: str | None = None
     warm: bool = False
     limit: int | None = None
     ignore: Sequence[int] = (255,)
@@ -95,6 +97,7 @@ class RungScore:
         start: "cold" (each image from zero) or "warm" (from the state of the frame before).
         evaluations: of f per image.
         steps: the precisions that they ran in, such as "4 fp32".
+        precision: "fp32", "fp16", "int8" or "refined".
         value: mean IoU, or the share of right answers.
         balanced: for classification the mean over the classes of their share; else None.
         per_class: IoU or share per class; None where a class neither occurs nor is answered.
@@ -105,6 +108,7 @@ class RungScore:
     start: Start
     evaluations: int
     steps: str
+    precision: str
     value: float
     balanced: float | None
     per_class: tuple[float | None, ...]
@@ -244,16 +248,17 @@ def score(tally: Tally, chain: Chain, manifest: Manifest, settings: ValSettings)
     steps = [step for rung in chain for step in rung.steps]
     count = sum(step.evaluations for step in steps)
     metric = "miou" if is_segmentation(manifest) else "accuracy"
-    whole = settings.split == "val" and settings.limit is None
+    complete = settings.split == "val" and settings.limit is None
     return RungScore(
         start=tally.start,
         evaluations=count,
         steps=" + ".join(f"{step.evaluations} {step.precision}" for step in steps),
+        precision=precision_of(Rung(tuple(steps), chain[-1].graph)),
         value=value,
         balanced=balanced,
         per_class=tuple(None if math.isnan(share) else share for share in per_class.tolist()),
         residual=residual if math.isfinite(residual) else None,
-        card=manifest.metrics.get(f"{metric}_{tally.start}_{count}") if whole else None,
+        card=manifest.metrics.get(f"{metric}_{tally.start}_{count}") if complete else None,
     )
 
 
@@ -266,8 +271,16 @@ def choose_chains(rungs: Sequence[Rung], iterations: Sequence[int]) -> list[Chai
     chains: list[Chain] = []
     for count in sorted(set(iterations) or {rung.evaluations for rung in rungs}):
         exact = [(rung,) for rung in rungs if rung.evaluations == count]
-        chains += exact or [plan(rungs, count)]
+        chains += exact or [plan(whole(rungs), count)]
     return chains
+
+
+def whole(rungs: Sequence[Rung]) -> Sequence[Rung]:
+    """Rungs to make a chain of: where all precisions are looked at, those in full precision."""
+    kinds = {precision_of(rung) for rung in rungs}
+    if "int8" not in kinds or len(kinds) == 1:
+        return rungs
+    return [rung for rung in rungs if precision_of(rung) == "fp32"]
 
 
 def choose_indices(total: int, limit: int | None, consecutive: bool) -> list[int]:

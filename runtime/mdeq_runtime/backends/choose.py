@@ -62,6 +62,7 @@ def open_backend(
     limit: int | None = None,
     policies: Sequence[Policy] = (),
     carry: bool = True,
+    precision: str | None = None,
 ) -> tuple[Backend, str]:
     """What runs ``bundle`` on ``device``.
 
@@ -72,8 +73,8 @@ def open_backend(
         cache: a folder for graphs, or engines, as this machine runs them.
         limit: bytes that the process may take on the CPU, or that graphs may take of a GPU's
             memory.
-        policies, carry: of the sessions that are expected; engines are only chosen if they are
-            there for these, and can be loaded.
+        policies, carry, precision: of the sessions that are expected; engines are only chosen if
+            they are there for these, and can be loaded.
 
     Returns:
         The backend, and the name of the profile that it runs.
@@ -89,11 +90,11 @@ def open_backend(
         hint = f"; did you mean {near[0]!r}?" if near else ""
         raise ConfigError(f"unknown device {device!r}, known: {', '.join(DEVICES)}{hint}")
     if device == "auto":
-        return open_auto(bundle, threads, cache, limit, policies, carry)
+        return open_auto(bundle, threads, cache, limit, policies, carry, precision)
     if device == "cuda":
         return open_cuda(bundle, limit)
     if device == "tensorrt":
-        return open_tensorrt(bundle, cache, limit, policies, carry)
+        return open_tensorrt(bundle, cache, limit, policies, carry, precision)
     return OrtCpuBackend(bundle, threads, cache, limit), "ort-cpu"
 
 
@@ -104,10 +105,11 @@ def open_auto(
     limit: int | None,
     policies: Sequence[Policy],
     carry: bool,
+    precision: str | None,
 ) -> tuple[Backend, str]:
     meant = any(name.startswith("tensorrt-") for name in bundle.manifest.profiles)
     try:
-        return open_engines(bundle, policies, carry, cache, limit)
+        return open_engines(bundle, policies, carry, cache, limit, precision)
     except (DeviceError, BundleError, MissingExtraError, MemoryLimitError, SessionError) as error:
         log.log(logging.WARNING if meant else logging.DEBUG, "not running on TensorRT: %s", error)
     ort = require("onnxruntime", "onnxruntime", "running a bundle")
@@ -135,10 +137,11 @@ def open_tensorrt(
     limit: int | None,
     policies: Sequence[Policy],
     carry: bool,
+    precision: str | None,
 ) -> tuple[Backend, str]:
     """Engines of our own, or, where these cannot run, those that ONNX Runtime builds."""
     try:
-        return open_engines(bundle, policies, carry, cache, limit)
+        return open_engines(bundle, policies, carry, cache, limit, precision)
     except (DeviceError, BundleError, MissingExtraError, SessionError) as error:
         if not has_provider(TENSORRT):
             raise
@@ -212,7 +215,7 @@ def exported_for(bundle: Bundle, name: str) -> str:
 
 def in_half(profile: Profile) -> bool:
     """Whether a profile's graphs compute in FP16."""
-    return any(weights.precision != "fp32" for weights in profile.weights)
+    return any(weights.precision == "fp16" for weights in profile.weights)
 
 
 def preload(ort: Any) -> None:

@@ -141,7 +141,7 @@ def at_hand() -> CudaDevice:
 
 def precision_of(profile: Profile, settings: BuildSettings) -> str:
     """In the graph, or, where precision is a builder's flag, as it is set."""
-    in_graph = any(weights.precision != "fp32" for weights in profile.weights)
+    in_graph = any(weights.precision == "fp16" for weights in profile.weights)
     return "fp16" if in_graph or settings.half else "fp32"
 
 

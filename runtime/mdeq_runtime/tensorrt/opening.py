@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from edge_mdeq.bundle import Bundle
+from edge_mdeq.bundle.precision import chosen
 from edge_mdeq.errors import EngineError, MissingExtraError
 from mdeq_runtime.backends import Backend
 from mdeq_runtime.backends.nvidia import find_device
@@ -29,6 +30,7 @@ def open_engines(
     carry: bool,
     cache: Path | None = None,
     limit: int | None = None,
+    precision: str | None = None,
 ) -> tuple[Backend, str]:
     """The backend that runs a bundle's engines on this GPU, those that ``policies`` need loaded.
 
@@ -38,6 +40,7 @@ def open_engines(
         carry: whether their frames start from the last equilibrium.
         cache: where else engines may lie; see ``EngineStore``.
         limit: bytes of the GPU's memory that may be taken.
+        precision: of the sessions; None: the bundle's usual one.
 
     Returns:
         The backend, and the name of the profile that its engines were built from.
@@ -51,7 +54,9 @@ def open_engines(
         SessionError: pycuda or TensorRT failed in a way that is not known.
     """
     release, store = find_engines(bundle, cache)
-    graphs = needed(store.profile, policies, carry)
+    manifest = bundle.manifest
+    profile = chosen(store.profile, precision, manifest.precision, manifest.name)
+    graphs = needed(profile, policies, carry)
     built = [read_record(store.find(graph).with_suffix(".json")) for graph in graphs]
     streaming = any(record.settings.get("stream_weights") for record in built)
     host_code = any(record.identity.version_compatible for record in built)

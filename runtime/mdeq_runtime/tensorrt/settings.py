@@ -60,7 +60,7 @@ def in_fp16(release: Release, profile: Profile, half: bool) -> bool:
     """
     if release.weakly_typed:
         return half or "FP16" in profile.flags
-    if half and all(weights.precision == "fp32" for weights in profile.weights):
+    if half and all(weights.precision != "fp16" for weights in profile.weights):
         raise ConfigError(
             f"for {release.name} precision lies in the graph, and these are in FP32: export the "
             f"bundle again with --half --target {release.profile}"
