@@ -12,8 +12,8 @@ there for its memory alone.
 ``--data`` names a labelled dataset by model: accuracies are measured on it, else they are the model
 card's. ``--bundle NAME=PATH`` takes a bundle that is there. ``--resume`` keeps models that a run
 before has finished. The figures go to OUT.json and OUT.svg; ``performance_page.py`` makes
-docs/performance.md of them. The whole takes some ten minutes on two cores,
-once exports and networks are made: what the exporter and the weights have not changed is kept in OUT.
+docs/performance.md of them. The whole takes some ten minutes on two cores, once the exports and the
+networks are made, which are kept in OUT as long as the exporter and the weights stay the same.
 """
 
 from __future__ import annotations

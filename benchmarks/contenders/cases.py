@@ -7,10 +7,10 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import fields
 from pathlib import Path
 
 from contenders.base import Case
+from edge_mdeq.registry import lookup
 
 __all__ = ["MODELS", "make_case"]
 
@@ -24,8 +24,9 @@ SAVE = (
     "save_filled(sys.argv[1], Path(sys.argv[2]))"
 )
 UNGATED = (
-    "import sys; from pathlib import Path; from filled import ungated;"
-    "ungated(sys.argv[1], Path(sys.argv[2]), (int(sys.argv[3]), int(sys.argv[4])), (2,))"
+    "import sys, json; from pathlib import Path; from filled import ungated;"
+    "name, out, size, counts, more = sys.argv[1:];"
+    "ungated(name, Path(out), json.loads(size), json.loads(counts), **json.loads(more))"
 )
 
 
@@ -66,10 +67,10 @@ def make_case(
     bundle = bundles.get(name, folder / f"{name}.mdeq")
     if not bundle.is_dir():
         say(f"{name}: exporting")
-        if name in MEMORY_ONLY:
-            call(UNGATED, name, str(bundle), *map(str, MEMORY_ONLY[name]))
-        else:
+        if weights == sample:
             notes += export(weights, bundle, data.get(name))
+        else:
+            draw(name, bundle)
         (folder / "notes.json").write_text(json.dumps(notes))
     elif (folder / "notes.json").is_file() and name not in bundles:
         notes = json.loads((folder / "notes.json").read_text())
@@ -89,18 +90,23 @@ def digest(name: str) -> str:
     return found.hexdigest()[:10]
 
 
+def draw(name: str, bundle: Path) -> None:
+    """Export drawn weights: whether they converge, and as what, is nobody's concern."""
+    known = lookup(name).input
+    size = MEMORY_ONLY.get(name, (known.height, known.width))
+    counts = (2,) if name in MEMORY_ONLY else tuple(map(int, COUNTS))
+    more = {} if name in MEMORY_ONLY else {"int8": True}
+    call(UNGATED, name, str(bundle), json.dumps(size), json.dumps(counts), json.dumps(more))
+
+
 def export(weights: Path, bundle: Path, data: Path | None) -> list[str]:
     """``edge-mdeq export`` with int8 rungs, or without where these are refused; notes."""
-    from mdeq_export import ExportSettings
-
     plain = ["export", str(weights), "-o", str(bundle), "--force", "-q", "--iterations", *COUNTS]
-    notes = []
-    if any(field.name == "int8" for field in fields(ExportSettings)):
-        images = [] if data is None else ["--data", str(training_images(data))]
-        done = command(*plain, "--int8", *images)
-        if not done.returncode:
-            return []
-        notes.append(f"no int8: {last_line(done)}")
+    images = [] if data is None else ["--data", str(training_images(data))]
+    done = command(*plain, "--int8", *images)
+    if not done.returncode:
+        return []
+    notes = [f"no int8: {last_line(done)}"]
     done = command(*plain)
     if done.returncode:
         sys.exit(last_line(done))
