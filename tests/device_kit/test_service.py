@@ -113,7 +113,19 @@ def test_it_writes_neither_to_homes_nor_to_the_system(unit: dict[str, list[str]]
     assert unit["User"] not in ([], ["root"])
     caches = [value for value in unit["Environment"] if "XDG_CACHE_HOME=%C/" in value]
     assert caches, "engines are kept there where the bundle cannot be written to"
-    assert "WatchdogSec" not in unit, "the runtime does not answer a watchdog"
+
+
+def test_the_runtime_answers_what_the_unit_asks_of_it(unit: dict[str, list[str]]) -> None:
+    """Readiness, watchdog, reload and stop, held against the numbers of the runtime."""
+    from mdeq_runtime import pipeline
+    from mdeq_runtime.sources.live import Patience
+
+    assert unit["Type"] == ["notify"], "JetPack 6 has systemd 249, which lacks notify-reload"
+    assert unit["NotifyAccess"] == ["main"]
+    assert unit["ExecReload"] == ["/bin/kill -HUP $MAINPID"]
+    (watchdog,) = unit["WatchdogSec"]
+    assert float(watchdog) / 2 > Patience().silent_s, "a camera's silence is noticed before"
+    assert float(unit["TimeoutStopSec"][0]) > 2.0 > pipeline.DRAIN_S
 
 
 def test_systemd_finds_nothing_wrong_with_it(tmp_path: Path) -> None:

@@ -178,15 +178,16 @@ class Fan:
             stops the others.
 
     Attributes:
-        lanes: what is to be closed at the end.
+        lanes: what is to be closed at the end; first what has no lane, while the others finish.
         failed: the first error of a sink that the run went on without.
     """
 
     def __init__(self, sinks: Sequence[Sink], live: bool) -> None:
         self.live = live
-        self.lanes = [Lane(sink, wait=not live) if sink.queue else sink for sink in sinks]
+        lanes = [Lane(sink, wait=not live) if sink.queue else sink for sink in sinks]
+        self.lanes = sorted(lanes, key=lambda each: isinstance(each, Lane))
         self.failed: SinkError | None = None
-        self._going = list(zip(self.lanes, sinks, strict=True))
+        self._going = list(zip(lanes, sinks, strict=True))
 
     def write(self, frame: Frame, result: Result) -> bool:
         """Whether every sink wants more; each gets the result, whatever another says.
