@@ -45,6 +45,7 @@ SIDE = 2048  # of the matrices
 FAR, NEAR = 2**25, 2**18  # floats of a vector, in main memory and in the cache
 PROFILED, WARM_UP = 15, 3  # runs
 PRODUCTS = ("Conv", "FusedConv", "QLinearConv", "MatMul", "Gemm", "FusedMatMul", "FusedGemm")
+CELL, INT8_CELL = "c", "q"  # as a bundle names its pieces
 MM, MATMUL, FAR_SUM, NEAR_SUM = "torch.mm", "ONNX Runtime MatMul", "main memory", "cache"
 
 
@@ -102,16 +103,17 @@ def cells(bundle: Path | None, entry: str) -> Iterator[dict[str, Path]]:
         opened = open_bundle(bundle)
         parts = opened.profile("ort-cpu").parts
         yield {
-            f"cell, {part.precision}": opened.file(part.pieces["c"])
+            f"cell, {part.precision}": opened.file(
+                part.pieces[INT8_CELL if part.precision == "int8" else CELL]
+            )
             for part in sorted(parts, key=lambda part: part.precision != "fp32")
-            if "c" in part.pieces
         }
         return
     with tempfile.TemporaryDirectory() as folder:
         model, config = filled(entry)
         pieces = trace_pieces(model.freeze(), config, make_solver("fixed_point"))
         lowered = write_profile(pieces, PROFILES["ort-cpu"], (1,), Path(folder))
-        yield {"cell, fp32": Path(folder) / lowered.parts[0].pieces["c"]}
+        yield {"cell, fp32": Path(folder) / lowered.parts[0].pieces[CELL]}
 
 
 class Running:
