@@ -14,7 +14,16 @@ import msgspec
 
 from edge_mdeq.errors import ConfigError, WeightsError
 
-__all__ = ["InputConfig", "ModelCard", "ModelConfig", "Provenance", "read_card", "write_card"]
+__all__ = [
+    "InputConfig",
+    "ModelCard",
+    "ModelConfig",
+    "Provenance",
+    "decode_card",
+    "encode_card",
+    "read_card",
+    "write_card",
+]
 
 Task = Literal["classification", "segmentation"]
 
@@ -22,6 +31,7 @@ T = TypeVar("T")
 
 FORMAT = "edge-mdeq-model"
 FORMAT_VERSION = 1
+MOST_SCALES, LARGEST = 16, 2**16  # so that no tensor of a stranger's config overflows its size
 
 
 @dataclass(frozen=True)
@@ -68,6 +78,11 @@ class ModelConfig:
                 f"classes is {self.classes}; masks are uint8 and 255 means 'ignored'",
             )
         check(len(self.channels) >= 1, "channels is empty, need one entry per scale")
+        widest = max(*self.channels, *self.head_channels, self.classes, self.final_channels)
+        check(
+            widest <= LARGEST and len(self.channels) <= MOST_SCALES and self.expansion <= LARGEST,
+            f"more than {MOST_SCALES} scales, or a width beyond {LARGEST}: no machine holds it",
+        )
         check(self.groups >= 2 and self.groups % 2 == 0, f"groups is {self.groups}, must be even")
         for scale, width in enumerate(self.channels):
             check(
@@ -211,17 +226,31 @@ def read_card(path: Path) -> ModelCard:
         raw = path.read_bytes()
     except OSError as error:
         raise WeightsError(f"cannot read the model config {path}: {error.strerror}") from error
+    return decode_card(raw, str(path))
+
+
+def decode_card(raw: bytes, where: str) -> ModelCard:
+    """Parse and validate; ``where`` names the file in messages.
+
+    Raises:
+        ConfigError: as ``read_card``.
+    """
     try:
         return convert(msgspec.json.decode(raw), ModelCard)
-    except (msgspec.DecodeError, RecursionError) as error:
-        raise ConfigError(f"{path}: not valid JSON ({error})") from error
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise ConfigError(f"{where}: not valid JSON ({error})") from error
     except ConfigError as error:
-        raise ConfigError(f"{path}: {error}") from error
+        raise ConfigError(f"{where}: {error}") from error
+
+
+def encode_card(card: ModelCard) -> bytes:
+    """Indented JSON."""
+    return msgspec.json.format(msgspec.json.encode(card), indent=2) + b"\n"
 
 
 def write_card(card: ModelCard, path: Path) -> None:
     """Write ``card`` as indented JSON."""
-    path.write_bytes(msgspec.json.format(msgspec.json.encode(card), indent=2) + b"\n")
+    path.write_bytes(encode_card(card))
 
 
 def convert(value: object, kind: type[T]) -> T:

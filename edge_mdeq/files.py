@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import re
 import stat
@@ -10,7 +11,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-__all__ = ["make_folder", "read_capped", "replacing", "sync_folder", "write_atomic"]
+__all__ = [
+    "hold",
+    "make_folder",
+    "read_capped",
+    "remove_remains",
+    "replacing",
+    "sync_folder",
+    "user_folder",
+    "write_atomic",
+]
 
 
 @contextmanager
@@ -58,21 +68,45 @@ def read_capped(path: Path, limit: int) -> bytes:
     return data
 
 
-def make_folder(path: Path) -> None:
+def make_folder(path: Path, mode: int = 0o777) -> None:
     """Make a folder and its parents where they are missing, so that a power cut leaves them.
+
+    Args:
+        path: the folder.
+        mode: of the last one, if it is made.
 
     Raises:
         OSError: it cannot be made.
     """
     missing = [folder for folder in (path, *path.parents) if not folder.exists()]
-    path.mkdir(parents=True, exist_ok=True)
+    path.mkdir(mode, parents=True, exist_ok=True)
     for folder in missing:
         sync_folder(folder.parent)
 
 
+def hold(folder: Path) -> int | None:
+    """Mark a folder as in use for as long as this process lives, or until the handle is closed.
+
+    Returns:
+        The handle; None where the file system has no locks.
+
+    Raises:
+        BlockingIOError: another process holds it.
+    """
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        os.close(handle)
+        if isinstance(error, BlockingIOError):
+            raise
+        return None
+    return handle
+
+
 def remove_remains(path: Path) -> None:
-    """Remove temporary siblings of ``path`` whose process is no more."""
-    shape = re.compile(rf"\.{re.escape(path.name)}\.(\d+)\.tmp")
+    """Remove ``.NAME.PID.tmp`` and ``.NAME.WORD-PID.tmp`` whose process is no more."""
+    shape = re.compile(rf"\.{re.escape(path.name)}\.(?:\w+-)?(\d+)\.tmp")
     with suppress(OSError):
         if not Path("/proc/self").exists():
             return
@@ -80,6 +114,22 @@ def remove_remains(path: Path) -> None:
             found = shape.fullmatch(name)
             if found and not Path(f"/proc/{found[1]}").exists():
                 path.with_name(name).unlink(missing_ok=True)
+
+
+def user_folder(variable: str, default: str) -> Path | None:
+    """A folder of this user's, where the XDG base directories say.
+
+    Args:
+        variable: of the environment, such as XDG_CACHE_HOME.
+        default: below the home directory.
+
+    Returns:
+        None where the user has no home, as in a container that gives a number for a user.
+    """
+    for said in (os.environ.get(variable, ""), os.path.expanduser(f"~/{default}")):
+        if os.path.isabs(said):
+            return Path(said)
+    return None
 
 
 def current_umask() -> int:

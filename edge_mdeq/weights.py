@@ -1,20 +1,25 @@
-"""Weights on disk: NAME.safetensors with its NAME.json beside it. Never a pickle."""
+"""Weights on disk: NAME.safetensors with its NAME.json beside it. Never a pickle.
+
+Two files cannot take their places at once. So the first one says in its metadata what the second
+one will be, and which one it replaces: a writer that was killed in between is recognised.
+"""
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import replace
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
-from edge_mdeq.config import ModelCard, read_card, write_card
+from edge_mdeq.config import ModelCard, decode_card, encode_card, read_card
 from edge_mdeq.errors import ConfigError, WeightsError
-from edge_mdeq.files import replacing
+from edge_mdeq.files import make_folder, replacing
 from edge_mdeq.model import MDEQ
 
-__all__ = ["load_weights", "resolve_weights", "save_weights"]
+__all__ = ["load_card", "load_weights", "resolve_weights", "save_weights"]
 
 
 def resolve_weights(path: Path) -> tuple[Path, Path]:
@@ -49,15 +54,13 @@ def load_weights(path: Path) -> tuple[MDEQ, ModelCard]:
         ConfigError: the JSON beside it makes no sense.
     """
     weights, config = resolve_weights(path)
-    card = read_card(config)
+    card = load_card(path)
     try:
         tensors = load_file(weights)
     except (SafetensorError, OSError, ValueError) as error:
-        raise WeightsError(
-            f"{weights} is not a readable safetensors file, or is truncated ({error})"
-        ) from error
-    model = MDEQ(card.model).eval()
-    expected = model.state_dict()
+        raise unreadable(weights, error) from error
+    with torch.device("meta"):  # a config of any size costs nothing before its weights are there
+        expected = MDEQ(card.model).state_dict()
     problems = [f"missing {key}" for key in expected if key not in tensors]
     problems += [f"unexpected {key}" for key in tensors if key not in expected]
     problems += [
@@ -76,8 +79,38 @@ def load_weights(path: Path) -> tuple[MDEQ, ModelCard]:
         raise WeightsError(
             f"{weights} does not match its config {config}: {'; '.join(problems[:5])}{more}"
         )
+    model = MDEQ(card.model).eval()
     model.load_state_dict(tensors)
     return model, card
+
+
+def load_card(path: Path) -> ModelCard:
+    """Read the card of weights alone.
+
+    That is the JSON beside them, or, if their writer was killed before it got there, what it was to
+    be.
+
+    Raises:
+        WeightsError, ConfigError: as ``load_weights``.
+    """
+    weights, config = resolve_weights(path)
+    try:
+        with safe_open(weights, "pt") as file:
+            metadata = file.metadata() or {}
+        if "card" in metadata and metadata.get("replaces") == digest(config):
+            return decode_card(metadata["card"].encode(), f"the card in {weights}")
+    except (SafetensorError, OSError) as error:
+        raise unreadable(weights, error) from error
+    return read_card(config)
+
+
+def unreadable(weights: Path, error: Exception) -> WeightsError:
+    return WeightsError(f"{weights} is not a readable safetensors file, or is truncated ({error})")
+
+
+def digest(path: Path) -> str:
+    """SHA-256 of a file; "" if there is none."""
+    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else ""
 
 
 def save_weights(model: MDEQ, card: ModelCard, path: Path) -> None:
@@ -92,10 +125,12 @@ def save_weights(model: MDEQ, card: ModelCard, path: Path) -> None:
     if path.suffix != ".safetensors":
         raise ConfigError(f"{path} must end in .safetensors")
     tensors = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
+    place, text = path.with_suffix(".json"), encode_card(replace(card, model=model.config))
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(path) as weights, replacing(path.with_suffix(".json")) as config:
-            save_file(tensors, weights, metadata={"format": "pt"})
-            write_card(replace(card, model=model.config), config)
+        make_folder(path.parent)
+        metadata = {"format": "pt", "card": text.decode(), "replaces": digest(place)}
+        with replacing(place) as config, replacing(path) as weights:
+            config.write_bytes(text)
+            save_file(tensors, weights, metadata=metadata)
     except (OSError, SafetensorError) as error:
         raise WeightsError(f"cannot write {path} ({error}); what was there is intact") from error

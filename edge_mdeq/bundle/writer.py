@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import fcntl
 import glob
 import os
 import secrets
@@ -15,7 +14,7 @@ from pathlib import Path
 from edge_mdeq.bundle.manifest import BUNDLE_SUFFIX, FileEntry
 from edge_mdeq.bundle.reader import ASIDE, MANIFEST, hash_file
 from edge_mdeq.errors import BundleError
-from edge_mdeq.files import sync_folder
+from edge_mdeq.files import hold, make_folder, sync_folder
 
 __all__ = ["describe_files", "writing_bundle"]
 
@@ -49,16 +48,12 @@ def writing_bundle(path: Path, force: bool = False) -> Iterator[Path]:
             raise BundleError(
                 f"{path} exists and is not a bundle; remove it or choose another name"
             )
-    place = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-    lock = None
     try:
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            place.mkdir()
-            lock = hold(place)
-            (place / NEW).mkdir()
-        except OSError as error:
-            raise BundleError(f"cannot write to {path.parent}: {error.strerror}") from error
+        make_folder(path.parent)
+        place, lock = make_place(path)
+    except OSError as error:
+        raise BundleError(f"cannot write to {path.parent}: {error.strerror}") from error
+    try:
         try:
             yield place / NEW
             sync_tree(place / NEW)
@@ -75,38 +70,39 @@ def writing_bundle(path: Path, force: bool = False) -> Iterator[Path]:
             os.close(lock)
 
 
+def make_place(path: Path) -> tuple[Path, int | None]:
+    """A new folder beside ``path`` for its writer, and the handle that holds it.
+
+    Raises:
+        OSError: it cannot be made.
+    """
+    while True:
+        place = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+        place.mkdir()
+        lock = None
+        try:
+            lock = hold(place)
+            (place / NEW).mkdir()
+            return place, lock
+        except OSError as error:
+            if lock is not None:
+                os.close(lock)
+            clear(place, path)
+            if not isinstance(error, FileNotFoundError | BlockingIOError):
+                raise
+            # else another writer took it for a remain, in the moment before it was held
+
+
 def remove_remains(path: Path) -> None:
     """Remove what killed writers of ``path`` left: whole folders that nobody holds any more."""
     for place in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
         try:
-            if not any(place.iterdir()):  # perhaps made this very moment, and not yet held
-                continue
             lock = hold(place)
         except OSError:  # another writer's, which may be gone by now
             continue
         if lock is not None:
             clear(place, path)
             os.close(lock)
-
-
-def hold(folder: Path) -> int | None:
-    """Mark a folder as in use for as long as this process lives, or until the handle is closed.
-
-    Returns:
-        The handle; None where the file system has no locks.
-
-    Raises:
-        BlockingIOError: another process holds it.
-    """
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        os.close(handle)
-        if isinstance(error, BlockingIOError):
-            raise
-        return None
-    return handle
 
 
 def clear(place: Path, path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -53,6 +54,8 @@ class RunLog:
                 self.board.flush()
                 with self.path.open("a") as log:
                     log.write(json.dumps(entry) + "\n")
+                    log.flush()
+                    os.fsync(log.fileno())  # before the checkpoint that goes on after it
 
     def scalars(self, group: str, step: int, figures: dict[str, Any]) -> None:
         """For TensorBoard, which shows them by group."""

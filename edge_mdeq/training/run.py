@@ -22,6 +22,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader
 
 from edge_mdeq.errors import ConfigError, TrainingError, WeightsError
+from edge_mdeq.files import make_folder
 from edge_mdeq.training.batches import GlobalBatches
 from edge_mdeq.training.checkpoint import load_checkpoint, save_checkpoint
 from edge_mdeq.training.log import RunLog
@@ -258,7 +259,7 @@ def open_folder(out: Path, resume: bool) -> None:
             "folder"
         )
     try:
-        out.mkdir(parents=True, exist_ok=True)
+        make_folder(out)
         for half in out.glob(f".{CHECKPOINT}.*"):  # what a run that was killed was writing
             half.unlink(missing_ok=True)
     except OSError as error:

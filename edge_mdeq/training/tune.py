@@ -29,7 +29,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from edge_mdeq.config import ModelCard, read_card
+from edge_mdeq.config import ModelCard
 from edge_mdeq.errors import ConfigError
 from edge_mdeq.files import replacing, write_atomic
 from edge_mdeq.gradients import jacobian_penalty, phantom
@@ -50,7 +50,7 @@ from edge_mdeq.training.recipe import (
     read_recipe,
 )
 from edge_mdeq.training.run import Progress, Run, make_fabric, open_folder
-from edge_mdeq.weights import load_weights, resolve_weights, save_weights
+from edge_mdeq.weights import load_card, load_weights, resolve_weights, save_weights
 
 __all__ = ["TuneReport", "TuneSettings", "choose_recipe", "tune"]
 
@@ -155,7 +155,7 @@ def choose_recipe(
     Raises:
         WeightsError, ConfigError: the card or the recipe cannot be read, or makes no sense.
     """
-    card = read_card(resolve_weights(weights)[1])
+    card = load_card(weights)
     recipe = default_recipe(card, layout, ignore) if path is None else read_recipe(path)
     optim = replace(
         recipe.optim,

@@ -19,7 +19,13 @@ from pathlib import Path
 from typing import Any
 
 from edge_mdeq.errors import DeviceError
-from edge_mdeq.files import read_capped, sync_folder
+from edge_mdeq.files import (
+    make_folder,
+    read_capped,
+    remove_remains,
+    sync_folder,
+    user_folder,
+)
 
 __all__ = ["canonical", "device_key", "key_path", "made_here", "tag"]
 
@@ -27,9 +33,18 @@ SIZE = 32  # bytes
 
 
 def key_path() -> Path:
-    """``$XDG_STATE_HOME/edge-mdeq/device.key``, or that below ``~/.local/state``."""
-    home = os.environ.get("XDG_STATE_HOME") or os.path.expanduser("~/.local/state")
-    return Path(home) / "edge-mdeq" / "device.key"
+    """``$XDG_STATE_HOME/edge-mdeq/device.key``, or that below ``~/.local/state``.
+
+    Raises:
+        DeviceError: this user has no home.
+    """
+    folder = user_folder("XDG_STATE_HOME", ".local/state")
+    if folder is None:
+        raise DeviceError(
+            "this user has no home directory for the key of this device, without which what was "
+            "built here cannot be told from what was not; give XDG_STATE_HOME a folder of this user"
+        )
+    return folder / "edge-mdeq" / "device.key"
 
 
 def device_key(path: Path | None = None) -> bytes:
@@ -57,10 +72,11 @@ def device_key(path: Path | None = None) -> bytes:
 
 def make(path: Path) -> None:
     """Put a new key at ``path``, whole or not at all; FileExistsError if there is one."""
+    remove_remains(path)
     if os.path.lexists(path):
         raise FileExistsError(path)
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    new = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    make_folder(path.parent, 0o700)
+    new = path.with_name(f".{path.name}.{secrets.token_hex(4)}-{os.getpid()}.tmp")
     handle = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
     try:
         with open(handle, "wb") as file:

@@ -651,7 +651,7 @@ def test_where_nothing_can_be_locked_others_folders_stay(
     def refuse(*args: object) -> None:
         raise OSError(errno.EBADF, os.strerror(errno.EBADF))
 
-    monkeypatch.setattr(writer.fcntl, "flock", refuse)
+    monkeypatch.setattr("edge_mdeq.files.fcntl.flock", refuse)
     fill(bundle.parent / f".{bundle.name}.abcd.tmp" / "new", name="theirs")
     replace_bundle(bundle)
     assert open_bundle(bundle, verify=True).manifest.name == "new"

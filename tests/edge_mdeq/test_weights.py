@@ -8,6 +8,7 @@ import os
 import resource
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -95,7 +96,34 @@ def test_missing_weights(tmp_path: Path) -> None:
         load_weights(tmp_path / "model.safetensors")
 
 
+def test_a_card_that_its_writer_did_not_come_to_is_in_the_weights(saved: Path, model: MDEQ) -> None:
+    """As after kill -9 between the two files: over none, and over another pair."""
+    saved.with_suffix(".json").unlink()
+    assert load_weights(saved)[1] == CARD
+    save_weights(model, CARD, saved)
+    before = saved.with_suffix(".json").read_bytes()
+    save_weights(model, replace(CARD, labels=("x", "y", "z")), saved)
+    saved.with_suffix(".json").write_bytes(before)
+    assert load_weights(saved)[1].labels == ("x", "y", "z")
+
+
+def test_a_card_that_was_edited_counts(saved: Path) -> None:
+    card = json.loads(saved.with_suffix(".json").read_text()) | {"labels": ["x", "y", "z"]}
+    saved.with_suffix(".json").write_text(json.dumps(card))
+    assert load_weights(saved)[1].labels == ("x", "y", "z")
+
+
+def test_a_config_that_no_machine_holds_costs_nothing(saved: Path) -> None:
+    change_config(saved, channels=[2**16, 2**16], expansion=2**10)
+    with pytest.raises(WeightsError, match="config says"):
+        load_weights(saved)
+    change_config(saved, channels=[2**40, 2**40])
+    with pytest.raises(ConfigError, match="no machine holds it"):
+        load_weights(saved)
+
+
 def test_missing_config(saved: Path) -> None:
+    save_file(load_file(saved), saved)
     saved.with_suffix(".json").unlink()
     with pytest.raises(WeightsError, match=r"cannot read the model config .*model\.json"):
         load_weights(saved)

@@ -11,7 +11,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 import re
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -20,7 +19,7 @@ from typing import Any
 
 from edge_mdeq.bundle.reader import hash_file
 from edge_mdeq.errors import DeviceError
-from edge_mdeq.files import read_capped, write_atomic
+from edge_mdeq.files import read_capped, user_folder, write_atomic
 from mdeq_runtime.device_key import made_here, tag
 
 __all__ = ["EngineCache", "engine_roots", "open_engine_cache"]
@@ -128,5 +127,6 @@ def engine_roots(bundle: Path, cache: Path | None) -> tuple[Path, ...]:
     """
     if cache is not None:
         return (cache / "engines",)
-    home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    return bundle / "engines", Path(home) / "edge-mdeq" / "engines"
+    user = user_folder("XDG_CACHE_HOME", ".cache")
+    roots = (bundle / "engines",)
+    return roots if user is None else (*roots, user / "edge-mdeq" / "engines")

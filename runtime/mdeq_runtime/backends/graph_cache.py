@@ -13,17 +13,17 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import os
 import platform
 import shutil
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from edge_mdeq.bundle.reader import hash_file
 from edge_mdeq.errors import DeviceError
-from edge_mdeq.files import read_capped
+from edge_mdeq.files import hold, read_capped
 from mdeq_runtime.device_key import made_here, tag
 
 __all__ = ["GraphCache", "fingerprint"]
@@ -31,7 +31,7 @@ __all__ = ["GraphCache", "fingerprint"]
 log = logging.getLogger(__name__)
 
 GRAPH, WEIGHTS, RECORD = "graph.onnx", "graph.bin", "made.json"
-MAKING, STALE = ".making-", 3600.0  # seconds
+MAKING = ".making-"
 CPUINFO = Path("/proc/cpuinfo")
 RECORD_LIMIT = 2**16  # bytes
 PURPOSE = "optimised graph"  # of tags
@@ -97,10 +97,9 @@ class GraphCache:
     def make(self, graph: Path, entry: Path) -> None:
         """Optimise ``graph`` into ``entry``, which appears whole or not at all."""
         self.root.mkdir(parents=True, exist_ok=True)
-        for left in self.root.glob(f"{MAKING}*"):  # by a run that was killed, not by one beside us
-            if time.time() - left.stat().st_mtime > STALE:
-                shutil.rmtree(left, ignore_errors=True)
+        self.tidy()
         folder = Path(tempfile.mkdtemp(prefix=MAKING, dir=self.root))
+        lock = hold(folder)
         try:
             options = self.options()
             options.optimized_model_filepath = str(folder / GRAPH)
@@ -122,6 +121,19 @@ class GraphCache:
                     raise
         finally:
             shutil.rmtree(folder, ignore_errors=True)
+            if lock is not None:
+                os.close(lock)
+
+    def tidy(self) -> None:
+        """Remove what runs that were killed have left, not what one beside us is making."""
+        for left in self.root.glob(f"{MAKING}*"):
+            try:
+                lock = hold(left)
+            except OSError:
+                continue
+            if lock is not None:
+                shutil.rmtree(left, ignore_errors=True)
+                os.close(lock)
 
     def open(self, graph: Path) -> Any:
         """A session that takes the graph as it is."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-import threading
+import tempfile
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -11,6 +11,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Protocol
 
 from edge_mdeq.errors import SinkError
+from edge_mdeq.files import make_folder
 from mdeq_runtime.results import Frame, Result
 from mdeq_runtime.sources.base import Source, pixels
 
@@ -93,15 +94,13 @@ def check_folder(path: Path) -> None:
         SinkError: a file is in the way, or there is no permission.
     """
     try:
-        path.mkdir(parents=True, exist_ok=True)
+        make_folder(path)
     except OSError as error:
         raise SinkError(
             f"cannot make the output folder {path} ({error.strerror}); choose another place"
         ) from error
-    probe = path / f".{os.getpid()}.{threading.get_ident()}.part"  # others may look at once
     try:
-        probe.touch()
-        probe.unlink()
+        tempfile.TemporaryFile(dir=path).close()  # without a name, where the file system has that
     except OSError as error:
         raise SinkError(
             f"cannot write into {path} ({error.strerror}); choose another place"

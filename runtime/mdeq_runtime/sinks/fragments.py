@@ -146,9 +146,15 @@ def part_of(path: Path, what: str) -> Path:
     return path.with_name(f".{path.stem}.{os.getpid()}.{what}.part{path.suffix}")
 
 
-def remove_leftovers(path: Path) -> None:
-    """Remove what killed writers of ``path`` have left beside it."""
-    shape = re.compile(rf"\.{re.escape(path.stem)}\.(\d+)\.\w+\.part\.\w+")
+def remove_leftovers(path: Path, stem: str | None = None) -> None:
+    """Remove what killed writers of ``path`` have left beside it.
+
+    Args:
+        path: what is written.
+        stem: a regular expression of names without a suffix; None: that of ``path``.
+    """
+    stem = re.escape(path.stem) if stem is None else stem
+    shape = re.compile(rf"\.{stem}\.(\d+)\.\w+\.part(\.\w+)?")
     for file in path.parent.iterdir():
         found = shape.fullmatch(file.name)
         if found and not Path(f"/proc/{found[1]}").exists() and Path("/proc/self").exists():

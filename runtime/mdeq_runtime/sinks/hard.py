@@ -104,12 +104,10 @@ class HardFrames(Sink):
         if size > self._quota:
             self._warn(f"a frame takes more than the quota of {self._quota} bytes")
             return True
-        now = time.time()
-        stamp = time.strftime("%Y%m%dT%H%M%S", time.gmtime(now))
-        name = f"{stamp}.{int(now % 1 * 1000):03d}-{index:06d}"
+        name = self._name(index)
         try:
             while self._sizes and sum(self._sizes.values()) + size > self._quota:
-                self._drop(min(self._sizes))
+                self._drop(next(iter(self._sizes)))
             if shutil.disk_usage(self._folder).free < size + FREE_BYTES:
                 self._warn("the disk is nearly full")
                 return True
@@ -121,10 +119,24 @@ class HardFrames(Sink):
             self._drop(name)
         return True
 
+    def _name(self, index: int) -> str:
+        """The time of day, which many a device does not know after it started, and the frame."""
+        now = int(time.time() * 1000)
+        while True:
+            stamp = time.strftime("%Y%m%dT%H%M%S", time.gmtime(now // 1000))
+            name = f"{stamp}.{now % 1000:03d}-{index:06d}"
+            if name not in self._sizes:
+                return name
+            now += 1
+
     def _found(self) -> dict[str, int]:
-        """Bytes of each kept frame, by name; what a killed run left half-written goes."""
+        """Bytes of each kept frame, oldest first; what a killed run left half-written goes.
+
+        The order is that of their names. What this run adds comes behind them, whatever the clock
+        says by then.
+        """
         sizes: dict[str, int] = {}
-        for path in self._folder.iterdir():
+        for path in sorted(self._folder.iterdir()):
             if HALF.fullmatch(path.name):
                 path.unlink(missing_ok=True)
             elif found := OURS.fullmatch(path.name):

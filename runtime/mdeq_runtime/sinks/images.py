@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -14,6 +15,7 @@ from edge_mdeq.errors import SinkError, require
 from mdeq_runtime.overlay import Palette, draw
 from mdeq_runtime.results import Frame, Result
 from mdeq_runtime.sinks.base import Sink, check_file, check_folder
+from mdeq_runtime.sinks.fragments import remove_leftovers
 from mdeq_runtime.sources.base import pixels
 
 __all__ = ["IMAGE_SUFFIXES", "ImageSink"]
@@ -39,6 +41,7 @@ class ImageSink(Sink):
         self._path = path
         self._labels, self._palette = tuple(labels), tuple(palette)
         self._numbered = "%" in path.name
+        self._begun = False
         if self._numbered:
             if len(NUMBER.findall(path.name)) != 1 or path.name.count("%") != 1:
                 raise SinkError(
@@ -63,6 +66,7 @@ class ImageSink(Sink):
             SinkError: it cannot be written.
         """
         path = self._path
+        self._tidy()
         if self._numbered:
             path = path.with_name(NUMBER.sub(r"%\1d", path.name) % frame.index)
         image = draw(frame.image, result, self._labels, self._palette)
@@ -80,6 +84,15 @@ class ImageSink(Sink):
         finally:
             temporary.unlink(missing_ok=True)
         return True
+
+    def _tidy(self) -> None:
+        """Before the first picture: what runs that were killed have left."""
+        if not self._begun:
+            self._begun = True
+            before, _, after = NUMBER.sub("\0", self._path.stem).partition("\0")
+            number = r"\d+" if self._numbered else ""
+            with suppress(OSError):
+                remove_leftovers(self._path, re.escape(before) + number + re.escape(after))
 
     def prepare(self, frame: Frame, result: Result) -> Callable[[], bool]:
         """To be written later; a confidence map is not shown, so it is not kept either."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ from numpy.typing import NDArray
 from edge_mdeq.errors import SinkError, require
 from mdeq_runtime.results import Frame, Result
 from mdeq_runtime.sinks.base import Sink, check_folder
+from mdeq_runtime.sinks.fragments import remove_leftovers
 from mdeq_runtime.sources.base import pixels
 
 __all__ = ["MaskSink"]
@@ -31,6 +34,7 @@ class MaskSink(Sink):
         """
         self._cv2: Any = require("cv2", "camera", "writing masks")
         check_folder(folder)
+        self._begun = False
         self._folder = self.place = folder
 
     def write(self, frame: Frame, result: Result) -> bool:
@@ -60,10 +64,14 @@ class MaskSink(Sink):
 
     def _save(self, index: int, mask: NDArray[np.uint8]) -> bool:
         path = self._folder / f"{index:06d}.png"
+        if not self._begun:
+            self._begun = True
+            with suppress(OSError):
+                remove_leftovers(path, r"\d+")
         done, data = self._cv2.imencode(".png", mask)
         if not done:
             raise SinkError(f"OpenCV cannot encode {path} as PNG; reinstall opencv-python")
-        temporary = path.with_suffix(".part")
+        temporary = path.with_name(f".{path.stem}.{os.getpid()}.mask.part")
         try:
             temporary.write_bytes(data.tobytes())
             temporary.replace(path)

@@ -12,6 +12,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from edge_mdeq.files import sync_folder
 from mdeq_runtime.overlay import Image
 from mdeq_runtime.sinks.fragments import part_of
 
@@ -76,6 +77,7 @@ class PlainVideo:
                 with self._temporary.open("rb") as file:
                     os.fsync(file.fileno())
                 os.replace(self._temporary, self._path)
+                sync_folder(self._path.parent)
             else:
                 self._temporary.unlink()
         except OSError:
