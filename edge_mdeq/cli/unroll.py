@@ -7,6 +7,7 @@ from pathlib import Path
 import typer
 
 from edge_mdeq.bundle import Manifest
+from edge_mdeq.bundle.signature import SIGNATURE
 from edge_mdeq.cli.console import busy, next_step, stop_by_signals
 from edge_mdeq.errors import require
 
@@ -27,11 +28,20 @@ def unroll(
     from edge_mdeq.cli.tables import parity_table, print_table
     from mdeq_export import unroll_bundle
 
+    signature = bundle / SIGNATURE
+    signed = signature.exists()
     stop_by_signals()
     with busy(quiet) as progress:
         manifest = unroll_bundle(bundle, iterations, data, progress)
     print_table(parity_table(manifest))
     typer.echo(f"{bundle} has rungs of {', '.join(map(str, evaluations(manifest)))} evaluations")
+    if signed and not signature.exists():
+        typer.echo(
+            f"the signature of {bundle} was for its manifest as it was, and is gone: sign it again",
+            err=True,
+        )
+        next_step("edge-mdeq", "sign", str(bundle), "--key", "PRIVATE.pem")
+        return
     next_step("edge-mdeq", "inspect", str(bundle))
 
 

@@ -13,6 +13,7 @@ __all__ = [
     "peak_resident_bytes",
     "resident_bytes",
     "returning_blocks",
+    "total_bytes",
     "trim",
 ]
 
@@ -35,6 +36,11 @@ def peak_resident_bytes() -> int | None:
 def available_bytes() -> int | None:
     """What the machine could still give to a process (MemAvailable) in bytes."""
     return _field("meminfo", "MemAvailable")
+
+
+def total_bytes() -> int | None:
+    """What the machine has (MemTotal) in bytes."""
+    return _field("meminfo", "MemTotal")
 
 
 def _field(file: str, name: str) -> int | None:

@@ -273,6 +273,20 @@ def test_the_command_signs_and_others_ask_for_it(bundle: Path, tmp_path: Path) -
         assert "not the one that was signed" in found.stderr, verb
 
 
+def test_further_rungs_need_a_new_signature(bundle: Path, key: Path) -> None:
+    pytest.importorskip("onnx_ir")
+    sign_with(bundle, key)
+    same = run("unroll", bundle, "--iterations", 1)
+    assert same.returncode == 0, same.stderr
+    open_bundle(bundle, require_signature=public(key))
+    more = run("unroll", bundle, "--iterations", 3)
+    assert more.returncode == 0, more.stderr
+    assert "sign it again" in more.stderr
+    assert f"edge-mdeq sign {bundle} --key" in more.stdout
+    with pytest.raises(BundleError, match="is not signed"):
+        open_bundle(bundle, require_signature=public(key))
+
+
 def test_a_damaged_bundle_is_not_signed(bundle: Path, key: Path) -> None:
     next(bundle.rglob("weights*.bin")).write_bytes(b"other")
     assert "the manifest says" in run("sign", bundle, "--key", key).stderr

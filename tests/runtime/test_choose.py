@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,7 +14,13 @@ import onnxruntime as ort
 import pytest
 
 from edge_mdeq.bundle import Bundle, open_bundle
-from edge_mdeq.errors import BundleError, ConfigError, DeviceError, MissingExtraError
+from edge_mdeq.errors import (
+    BundleError,
+    ConfigError,
+    DeviceError,
+    MemoryLimitError,
+    MissingExtraError,
+)
 from mdeq_runtime.backends import choose, nvidia
 from mdeq_runtime.backends.choose import built_for_tensorrt, facts, open_backend
 from mdeq_runtime.backends.engine_cache import EngineCache, engine_roots, open_engine_cache
@@ -313,3 +320,19 @@ def test_engines_go_elsewhere_where_the_bundle_cannot_be_written_to(
     assert not caplog.records
     assert open_engine_cache([bundle], FACTS) is None
     assert "cannot be kept" in caplog.text
+
+
+def test_a_bundle_whose_tensors_no_machine_has_is_refused_before_it_is_loaded(
+    bundle: Bundle,
+) -> None:
+    """Zeros of any size can be asked for; the kernel only ends who writes to them."""
+    state = bundle.manifest.states[0]
+    huge = replace(state, shape=(1, 2**10, 2**10, 2**10))  # 4 GiB, twice; and so for 64 of them
+    manifest = replace(
+        bundle.manifest,
+        states=(huge,) * 64,
+        state_outputs=tuple(f"next_{k}" for k in range(64)),
+        values=tuple(f"value_{k}" for k in range(64)),
+    )
+    with pytest.raises(MemoryLimitError, match=r"takes \d+ MB for its tensors alone, this machine"):
+        open_backend(replace(bundle, manifest=manifest), "cpu")

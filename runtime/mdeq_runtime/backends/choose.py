@@ -41,6 +41,7 @@ from mdeq_runtime.backends.nvidia import CudaDevice, find_device, tensorrt_versi
 from mdeq_runtime.backends.ort_cpu import OrtCpuBackend
 from mdeq_runtime.backends.ort_gpu import OrtGpuBackend
 from mdeq_runtime.backends.places import CUDA, TENSORRT, cuda, require_provider, tensorrt
+from mdeq_runtime.memory import total_bytes
 from mdeq_runtime.policies import Policy
 from mdeq_runtime.tensorrt.identity import system
 from mdeq_runtime.tensorrt.opening import open_engines
@@ -84,11 +85,13 @@ def open_backend(
         MissingExtraError: ONNX Runtime, or its build for GPUs, is not installed.
         DeviceError: no GPU, or a library that it needs is missing.
         BundleError: the bundle was not exported for the device, or is damaged.
+        MemoryLimitError: a stream does not fit this machine, or a limit.
     """
     if device not in DEVICES:
         near = difflib.get_close_matches(device, DEVICES, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
         raise ConfigError(f"unknown device {device!r}, known: {', '.join(DEVICES)}{hint}")
+    check_size(bundle)
     if device == "auto":
         return open_auto(bundle, threads, cache, limit, policies, carry, precision)
     if device == "cuda":
@@ -96,6 +99,20 @@ def open_backend(
     if device == "tensorrt":
         return open_tensorrt(bundle, cache, limit, policies, carry, precision)
     return OrtCpuBackend(bundle, threads, cache, limit), "ort-cpu"
+
+
+def check_size(bundle: Bundle) -> None:
+    """See that the tensors of one stream fit this machine, before anything is allocated.
+
+    Raises:
+        MemoryLimitError: they do not: no machine would show that before it runs out of memory.
+    """
+    need, total = bundle.manifest.stream_bytes, total_bytes()
+    if total is not None and need > total:
+        raise MemoryLimitError(
+            f"a stream of {bundle.path} takes {need / 1e6:.0f} MB for its tensors alone, this "
+            f"machine has {total / 1e6:.0f} MB; export it for a smaller image"
+        )
 
 
 def open_auto(
