@@ -51,6 +51,7 @@ def here(
 
 
 def test_table_files_and_the_next_command(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib", reason="the plot needs matplotlib")
     figures, plot = tmp_path / "bench.json", tmp_path / "bench.svg"
     done = call(
         SAMPLE, *SHORT, "--no-memory", "--percentile", "50", "95", "--json", figures, "--plot", plot
