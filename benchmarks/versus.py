@@ -87,7 +87,7 @@ def main() -> None:
                 write_atomic(path, text.encode() + b"\n")
             print_model(console, name, models[name])
     draw({**head, "models": models}, args.out.with_suffix(".svg"))
-    console.print(f"wrote {path} and {args.out.with_suffix('.svg')}")
+    console.print(f"wrote {path}, and a plot beside it where anything was timed")
     console.print(f"next: python benchmarks/performance_page.py {path}")
 
 

@@ -32,7 +32,7 @@ def ours(case: Case) -> list[Contender]:
             steps=label(rung),
             memory=start == "cold",
         )
-        for start in ("cold", "warm")
+        for start in (("cold",) if case.memory_only else ("cold", "warm"))
         for rung in rungs
     ]
 

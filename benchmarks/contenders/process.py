@@ -22,7 +22,7 @@ from contenders.base import AbsentError, Case, Contender
 
 __all__ = ["measure"]
 
-FRAMES, TIMEOUT = 2, 300.0  # seconds
+FRAMES, TIMEOUT = 2, 1200.0  # seconds
 
 
 def measure(case: Case, contender: Contender) -> dict[str, int]:

@@ -89,7 +89,10 @@ def print_model(console: Console, name: str, model: Mapping[str, Any]) -> None:
 
 
 def draw(report: Mapping[str, Any], path: Path) -> None:
-    """A panel per model: milliseconds of each contender on a logarithmic scale, with quartiles."""
+    """A panel per model: milliseconds of each contender on a logarithmic scale, with quartiles.
+
+    Nothing is drawn where nothing was timed.
+    """
     from matplotlib.figure import Figure
 
     timed = {
