@@ -21,6 +21,7 @@ from collections import Counter
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+from residence import ALLOWED, MINUTE, RATE, Sample, rise, sample
 from rich.console import Console
 from rich.table import Table
 
@@ -45,10 +46,6 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "samples"))
 from demo import sample_clip
 
 SAMPLE = Path(__file__).parents[1] / "samples" / "bundles" / "camvid-nano.mdeq"
-RATE = 15  # frames per second of the clip's time
-MINUTE = 60 * RATE  # frames
-ALLOWED = 1_000_000  # bytes above what was resident after the first minute
-STATUS = Path("/proc/self/status")
 
 
 class Looped(Source):
@@ -76,22 +73,6 @@ class Looped(Source):
 
     def close(self) -> None:
         self.source.close()
-
-
-@dataclass(frozen=True)
-class Sample:
-    """Resident memory after ``frame`` frames, in bytes: all of it, and what no file backs."""
-
-    frame: int
-    resident: int
-    private: int
-
-
-def sample(frame: int) -> Sample:
-    """As the kernel has it now."""
-    lines = dict(line.split(":", 1) for line in STATUS.read_text().splitlines())
-    resident, private = (int(lines[name].split()[0]) * 1024 for name in ("VmRSS", "RssAnon"))
-    return Sample(frame, resident, private)
 
 
 @dataclass(frozen=True)
@@ -147,11 +128,9 @@ def soak(
                 kinds[entry["reason"].partition(",")[0]] += 1
                 if not entry["reason"]:
                     unexplained.append(entry["index"])
-    settled = [s.resident for s in samples if s.frame >= MINUTE]
     if sum(kinds.values()) != sum(summary.cold.values()):
         raise RuntimeError(f"the log has {kinds} cold starts, the metrics {summary.cold}")
-    rise = max(settled) - settled[0] if settled else 0
-    return Outcome(count, samples, rise, dict(summary.cold), unexplained, summary.fps)
+    return Outcome(count, samples, rise(samples), dict(summary.cold), unexplained, summary.fps)
 
 
 def main() -> None:
