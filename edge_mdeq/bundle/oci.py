@@ -7,6 +7,7 @@ travels, with the signatures; the same bundle gives the same bytes.
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import os
 import re
@@ -146,7 +147,10 @@ def placing(out: Path, force: bool) -> Iterator[Path]:
     place = out.with_name(f".{out.name}.{os.getpid()}.tmp")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(place, ignore_errors=True)
+        for left in out.parent.glob(f".{glob.escape(out.name)}.*.tmp"):
+            number = left.name.rsplit(".", 2)[-2]
+            if left == place or not Path("/proc", number).exists():  # of one that was killed
+                shutil.rmtree(left, ignore_errors=True)
         place.mkdir()
         yield place
         sync_tree(place)
@@ -210,7 +214,7 @@ def image_of(layout: Path, tag: str | None) -> Listing:
     try:
         version = msgspec.json.decode(read_capped(layout / LAYOUT, JSON_LIMIT))
         raw = read_capped(layout / "index.json", JSON_LIMIT)
-    except (OSError, msgspec.MsgspecError, RecursionError) as error:
+    except (OSError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise BundleError(f"{layout} is no OCI image layout: {error}") from error
     if not isinstance(version, dict) or version.get("imageLayoutVersion") != LAYOUT_VERSION:
         raise BundleError(f"{layout} is an image layout of another version than {LAYOUT_VERSION}")
@@ -229,7 +233,7 @@ def image_of(layout: Path, tag: str | None) -> Listing:
 def listing(raw: bytes, layout: Path) -> Listing:
     try:
         return msgspec.json.decode(raw, type=Listing)
-    except (msgspec.MsgspecError, RecursionError) as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise BundleError(f"{layout} is damaged: {error}") from error
 
 

@@ -173,7 +173,7 @@ def read_signatures(path: Path) -> Signatures | None:
         return None
     except OSError as error:
         raise BundleError(f"{file} cannot be read: {error.strerror}") from error
-    except (msgspec.MsgspecError, RecursionError) as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise BundleError(f"{file} holds no signatures ({error}); sign again") from error
     if found.format != FORMAT or found.version != VERSION or len(found.signatures) > MOST:
         raise BundleError(f"{file} holds no signatures that this edge-mdeq reads; upgrade it")
@@ -223,6 +223,8 @@ def make_key(path: Path) -> tuple[Path, PublicKey]:
     )
     if public == path:
         raise ConfigError(f"{path} is the name of a public key; call the private one NAME.pem")
+    if os.path.lexists(public):  # before there is a private key without its public one
+        raise ConfigError(f"{public} exists, and no key is overwritten")
     try:
         for file, mode, pem in ((path, 0o600, private_pem), (public, 0o644, public_pem)):
             handle = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, mode)

@@ -7,7 +7,7 @@ from pathlib import Path
 import typer
 
 from edge_mdeq.cli.console import next_step
-from edge_mdeq.errors import ConfigError
+from edge_mdeq.errors import BundleError, ConfigError
 
 __all__ = ["REQUIRE_SIGNATURE", "required", "sign"]
 
@@ -57,6 +57,7 @@ def sign(
 def sign_bundle(bundle: Path, key: Path) -> None:
     """Sign the manifest as it is, once all files have been found to be what it says."""
     from edge_mdeq.bundle import open_bundle
+    from edge_mdeq.bundle.decoding import decode_manifest
     from edge_mdeq.bundle.reader import read_manifest
     from edge_mdeq.bundle.signature import SIGNATURE, read_private_key, sign_manifest
     from mdeq_runtime.tensorrt.engines import sign_engines
@@ -64,6 +65,8 @@ def sign_bundle(bundle: Path, key: Path) -> None:
     private = read_private_key(key)
     raw = read_manifest(bundle)
     opened = open_bundle(bundle, verify=True)
+    if decode_manifest(raw, str(bundle)) != opened.manifest:
+        raise BundleError(f"{bundle} has changed while it was looked at; sign it again")
     sign_manifest(bundle, raw, private)
     typer.echo(f"{bundle / SIGNATURE}: by key {private.public.id}")
     for path, why in sign_engines(opened, private).items():

@@ -325,6 +325,12 @@ def test_nothing_is_overwritten_unasked(bundle: Path, layout: Path, tmp_path: Pa
         pack(bundle, tmp_path / "x.oci", "a b")
 
 
+def test_what_a_killed_one_left_is_removed(bundle: Path, tmp_path: Path) -> None:
+    (tmp_path / ".out.oci.4194305.tmp" / "blobs").mkdir(parents=True)  # above any process number
+    pack(bundle, tmp_path / "out.oci")
+    assert sorted(path.name for path in tmp_path.glob("*out.oci*")) == ["out.oci"]
+
+
 def test_a_damaged_bundle_is_not_packed(bundle: Path, tmp_path: Path) -> None:
     next(bundle.rglob("weights*.bin")).write_bytes(b"other")
     with pytest.raises(BundleError, match="the manifest says"):

@@ -160,6 +160,10 @@ def test_a_new_key_is_for_its_owner_alone_and_overwrites_none(key: Path) -> None
     with pytest.raises(ConfigError, match="no key is overwritten"):
         make_key(key)
     assert key.read_bytes() == before
+    key.rename(key.with_name("elsewhere"))
+    with pytest.raises(ConfigError, match="no key is overwritten"):
+        make_key(key)
+    assert not key.exists(), "no private key without its public one"
     with pytest.raises(ConfigError, match="call the private one"):
         make_key(key.with_suffix(".pub"))
 
