@@ -97,7 +97,7 @@ def pack(bundle: Path, out: Path, tag: str = "latest", force: bool = False) -> s
             "artifactType": ARTIFACT_TYPE,
             "config": described(EMPTY_TYPE, put(blobs, EMPTY)),
             "layers": layers,
-            "annotations": annotations(opened.manifest),
+            "annotations": shown(opened.manifest),
         }
         found = described(IMAGE, put(blobs, encoded(image)))
         found |= {"artifactType": ARTIFACT_TYPE, "annotations": {REF: tag}}
@@ -107,7 +107,7 @@ def pack(bundle: Path, out: Path, tag: str = "latest", force: bool = False) -> s
     return str(found["digest"])
 
 
-def annotations(manifest: Manifest) -> dict[str, str]:
+def shown(manifest: Manifest) -> dict[str, str]:
     """What registries show."""
     prefix, provenance = "org.opencontainers.image.", manifest.provenance
     return {
