@@ -6,6 +6,7 @@ import errno
 import glob
 import hashlib
 import mmap
+import os
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -63,7 +64,7 @@ class Bundle:
         """
         entry = self.manifest.files[name]
         path = self.path / name
-        if not path.is_file():
+        if not os.path.isfile(path):
             raise BundleError(f"{self.path} is incomplete: {name} is missing; copy or export again")
         if not path.resolve().is_relative_to(self.path.resolve()):
             raise BundleError(f"{path} leads out of the bundle; links are not followed")
@@ -122,10 +123,11 @@ def read_manifest(path: Path) -> bytes:
     Raises:
         BundleError: there is none, or it is none.
     """
-    if not path.is_dir():
-        reason = "is a file, not a folder" if path.exists() else "does not exist"
+    if not os.path.isdir(path):
+        reason = "is a file, not a folder" if os.path.exists(path) else "does not exist"
         advice = f"a bundle is the folder NAME{BUNDLE_SUFFIX} that `edge-mdeq export` writes"
-        for aside in path.parent.glob(f".{glob.escape(path.name)}.*.tmp/{ASIDE}"):
+        folder, name = glob.escape(str(path.parent)), glob.escape(path.name)
+        for aside in glob.glob(f"{folder}/.{name}.*.tmp/{ASIDE}"):
             advice = f"an export that replaced it was killed, and left it in {aside}: rename that"
         raise BundleError(f"bundle {path} {reason}; {advice}")
     manifest = path / MANIFEST

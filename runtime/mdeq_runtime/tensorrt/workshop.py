@@ -183,7 +183,8 @@ def child(job: Job) -> Iterator[tuple[subprocess.Popen[bytes], queue.Queue[Event
 
 def read(lines: IO[bytes], events: queue.Queue[Event | None]) -> None:
     for line in lines:
-        with suppress(msgspec.MsgspecError):  # a long line that another thread's came into
+        # a long line that another thread's came into, or a crash's last words
+        with suppress(msgspec.MsgspecError, UnicodeDecodeError):
             events.put(msgspec.json.decode(line, type=Event))
     events.put(None)
 

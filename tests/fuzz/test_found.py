@@ -1,0 +1,53 @@
+"""What fuzzing has found, in words: each is refused by an error of ours."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from edge_mdeq.bundle import open_bundle
+from edge_mdeq.bundle.decoding import decode_manifest
+from edge_mdeq.config import decode_card
+from edge_mdeq.errors import BundleError, ConfigError, EdgeMdeqError
+from mdeq_runtime.sinks import open_sink
+from mdeq_runtime.sources import open_source
+
+NO_TEXT = b'{"format": "\xff\xfe"}'  # JSON but for a string that is no UTF-8
+
+
+def test_text_that_is_no_utf8_is_no_json() -> None:
+    with pytest.raises(BundleError, match="not valid JSON"):
+        decode_manifest(NO_TEXT, "manifest.json")
+    with pytest.raises(ConfigError, match="not valid JSON"):
+        decode_card(NO_TEXT, "model.json")
+
+
+def test_text_that_is_no_utf8_is_no_policy() -> None:
+    controls = pytest.importorskip("mdeq_runtime.web.controls", reason="needs the extra web")
+    with pytest.raises(ConfigError, match="this is no policy"):
+        controls.read_policy(b'{"policy": "\xff"}')
+
+
+@pytest.mark.parametrize("name", ["a" * 300, "b/" * 3000 + "c.mp4"], ids=["name", "path"])
+@pytest.mark.parametrize("act", [open_source, open_sink, lambda name: open_bundle(Path(name))])
+def test_a_name_that_is_too_long_for_any_file_is_refused(
+    name: str, act: Callable[[str], Any]
+) -> None:
+    pytest.importorskip("cv2", reason="needs the extra camera")
+    with pytest.raises(EdgeMdeqError):
+        act(name)
+
+
+def test_links_that_go_round_in_circles_are_no_place(tmp_path: Path) -> None:
+    pytest.importorskip("cv2", reason="needs the extra camera")
+    for link, target in (("a", "b"), ("b", "a"), ("x.mp4", "x.mp4"), ("y.jsonl", "y.jsonl")):
+        os.symlink(target, tmp_path / link)
+    with pytest.raises(BundleError):
+        open_bundle(tmp_path / "a")
+    for name in ("x.mp4", "a/x.mp4"):
+        with pytest.raises(EdgeMdeqError):
+            open_source(str(tmp_path / name))
