@@ -290,9 +290,12 @@ def test_links_and_pipes_are_no_blobs(layout: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["oci-layout", "index.json"])
-@pytest.mark.parametrize("data", ["", "[]", "{", "[" * 100_000, '{"imageLayoutVersion": "2"}'])
-def test_what_is_no_layout_is_refused(layout: Path, tmp_path: Path, name: str, data: str) -> None:
-    (layout / name).write_text(data)
+@pytest.mark.parametrize(
+    "data",
+    [b"", b"[]", b"{", b"[" * 100_000, b'{"imageLayoutVersion": "2"}', b'{"a": "\xff"}', b"\xff"],
+)
+def test_what_is_no_layout_is_refused(layout: Path, tmp_path: Path, name: str, data: bytes) -> None:
+    (layout / name).write_bytes(data)
     with pytest.raises(BundleError, match=r"no OCI image|another version|damaged|the tags none"):
         unpack(layout, tmp_path / "back.mdeq")
 

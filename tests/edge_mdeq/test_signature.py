@@ -124,6 +124,7 @@ def test_signing_anew_forgets_what_was_signed_before(bundle: Path, key: Path, ot
     [
         (lambda value: "{", "holds no signatures"),
         (lambda value: json.dumps([]), "holds no signatures"),
+        (lambda value: '{"manifest": "\xff"}', "holds no signatures"),
         (lambda value: "[" * 60_000, "holds no signatures"),
         (lambda value: " " * 2**17, "larger than"),
         (lambda value: json.dumps(value | {"version": 2}), "that this edge-mdeq reads"),
@@ -135,7 +136,7 @@ def test_a_senseless_signature_file_is_refused(
 ) -> None:
     sign_with(bundle, key)
     file = bundle / SIGNATURE
-    file.write_text(change(json.loads(file.read_text())))
+    file.write_text(change(json.loads(file.read_text())), encoding="latin-1")
     with pytest.raises(BundleError, match=why):
         open_bundle(bundle, require_signature=public(key))
     sign_with(bundle, key)
