@@ -53,8 +53,11 @@ def ungated(
     iterations: tuple[int, ...],
     solver: str = "fixed_point",
     options: dict[str, int] | None = None,
+    int8: bool = False,
 ) -> None:
     """A bundle of drawn weights that nothing was measured on: neither parity, nor times.
+
+    With ``int8`` its layers are all integer, whatever the equilibrium makes of it.
 
     For what depends on the graphs alone. A user's export always passes the gate.
     """
@@ -66,9 +69,19 @@ def ungated(
         solver=solver,
         solver_settings=dict(options or {}),
         size=(size[0], size[1]),
+        int8=int8,
+        refine=0,
     )
+
+    def undecided(
+        model: MDEQ, config: InputConfig, settings: object, images: Any, progress: object
+    ) -> tuple[exporter.Plan, dict[bytes, Any]]:
+        goals = exporter.equilibria(model, config, images) if int8 else []
+        known = {image.tobytes(): goal for image, goal in zip(images, goals, strict=False)}
+        return exporter.Plan(curve, (curve,), curve, iterations, 0.0), known
+
     skipped: dict[str, Any] = {
-        "decide": lambda *_: (exporter.Plan(curve, (curve,), curve, iterations, 0.0), {}),
+        "decide": undecided,
         "verify": lambda *_, **__: Verification(0, "none", {}, 0, 0.0, "none", ()),
         "measure_times": lambda *_: {},
         "write_report": lambda *_: None,

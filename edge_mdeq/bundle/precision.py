@@ -8,7 +8,15 @@ from typing import Literal, get_args
 from edge_mdeq.bundle.manifest import Profile, Rung
 from edge_mdeq.errors import ConfigError
 
-__all__ = ["PRECISIONS", "Precision", "check_precision", "chosen", "precision_of", "select"]
+__all__ = [
+    "PRECISIONS",
+    "Precision",
+    "check_precision",
+    "chosen",
+    "precision_of",
+    "select",
+    "usual_precision",
+]
 
 Precision = Literal["fp32", "int8", "refined"]
 PRECISIONS: tuple[str, ...] = get_args(Precision)
@@ -28,6 +36,12 @@ def check_precision(precision: str | None) -> None:
     """
     if precision is not None and precision not in PRECISIONS:
         raise ConfigError(f"unknown precision {precision!r}, known: {', '.join(PRECISIONS)}")
+
+
+def usual_precision(profile: Profile) -> Precision:
+    """What sessions use if nobody says otherwise: refined rungs if there are any, else int8."""
+    kinds = {precision_of(rung) for rung in profile.rungs}
+    return "refined" if "refined" in kinds else "int8" if "int8" in kinds else "fp32"
 
 
 def chosen(profile: Profile, asked: str | None, usual: str, name: str) -> Profile:

@@ -58,12 +58,28 @@ def export(
     half: bool = typer.Option(
         False, "--half", help="FP16 where the model computes; norms, states and solver in FP32."
     ),
+    int8: bool = typer.Option(
+        False, "--int8", help="Rungs with integer convolutions too, calibrated on --data."
+    ),
+    refine: int = typer.Option(
+        1,
+        "--refine",
+        min=0,
+        help="Last evaluations of a refined int8 rung that are in full precision; 0: none.",
+    ),
+    labelled: Path = typer.Option(
+        None,
+        "--labelled",
+        help="A labelled dataset's folder, as val takes it: int8 may lose 0.01 of the metric, "
+        "refined 0.005.",
+    ),
+    ignore: list[int] = typer.Option([255], "--ignore", help="Mask values of it that mean void."),
     batch: int = typer.Option(1, min=1, help="Images that a graph takes at once."),
     dynamic_batch: bool = typer.Option(
         False, "--dynamic-batch", help="Leave the number of images open."
     ),
     data: Path = typer.Option(
-        None, help="Folder of images to measure and verify on, else generated ones."
+        None, help="Folder of images to measure, calibrate and verify on, else generated ones."
     ),
     atol: float = typer.Option(
         None,
@@ -100,6 +116,10 @@ def export(
         dynamic_batch=dynamic_batch,
         targets=tuple(targets),
         half=half,
+        int8=int8,
+        refine=refine,
+        labelled=labelled,
+        ignore=tuple(ignore),
         size=imgsz,
         tolerances=tolerances_with(atol=atol, rtol=rtol, min_agreement=min_agreement),
         images=data,

@@ -10,10 +10,13 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
+from edge_mdeq.bundle import Step
+
 __all__ = [
     "CONFIDENCE",
     "IMAGE",
     "INJECTION",
+    "INT8",
     "OUTPUT",
     "RESIDUAL",
     "Composer",
@@ -30,6 +33,7 @@ IMAGE, INJECTION, OUTPUT, CONFIDENCE, RESIDUAL = (
     "image", "injection", "output", "confidence", "residual",
 )  # fmt: skip
 BATCH = "batch"
+INT8 = "int8"  # every other precision lies in the pieces as they are
 IR_VERSION = 10  # what ONNX Runtime 1.23 and TensorRT 10 read
 
 
@@ -49,6 +53,8 @@ class Pieces:
         better: f(z), its residual, the best so far and its residual -> the better of the two and
             its residual; None where the last iterate is returned.
         readout: state -> answer [, confidence].
+        int8_cell, int8_readout: the same with integer convolutions; None without them. The readout
+            may be missing alone: then that in floating point is used.
     """
 
     opset: int
@@ -59,6 +65,8 @@ class Pieces:
     residual: ir.Graph
     readout: ir.Graph
     better: ir.Graph | None = None
+    int8_cell: ir.Graph | None = None
+    int8_readout: ir.Graph | None = None
 
     @property
     def scales(self) -> int:
@@ -69,14 +77,17 @@ class Pieces:
         """Every piece by the short name that its initializers bear in a graph."""
         advance = {f"a{i}": graph for i, graph in enumerate(self.advance)}
         named = {"i": self.inject, "c": self.cell, **advance, "s": self.step, "r": self.residual}
-        return named | {"o": self.readout} | ({"b": self.better} if self.better else {})
+        optional = {"b": self.better, "q": self.int8_cell, "p": self.int8_readout}
+        there = {name: graph for name, graph in optional.items() if graph is not None}
+        return named | {"o": self.readout} | there
 
     @staticmethod
     def of(opset: int, named: dict[str, ir.Graph]) -> Pieces:
         """The inverse of ``all``."""
         advance = tuple(named[f"a{i}"] for i in range(sum(name[0] == "a" for name in named)))
         inject, cell, step, residual, readout = (named[name] for name in "icsro")
-        return Pieces(opset, inject, cell, advance, step, residual, readout, named.get("b"))
+        optional = (named.get(name) for name in "bqp")
+        return Pieces(opset, inject, cell, advance, step, residual, readout, *optional)
 
 
 class Composer:
@@ -127,9 +138,14 @@ class Composer:
             )
         return self.initializers[name]
 
-    def evaluate(self, u: ir.Value, z: Sequence[ir.Value]) -> list[ir.Value]:
-        """f(z, u)."""
-        return self.call("c", [u, *z])
+    def evaluate(self, u: ir.Value, z: Sequence[ir.Value], precision: str) -> list[ir.Value]:
+        """f(z, u), in that precision."""
+        return self.call("q" if precision == INT8 else "c", [u, *z])
+
+    def read(self, value: Sequence[ir.Value], precision: str) -> list[ir.Value]:
+        """The answer of a state, in that precision where there is a readout of it."""
+        integer = precision == INT8 and self.pieces.int8_readout is not None
+        return self.call("p" if integer else "o", value)
 
     def model(
         self, name: str, inputs: Sequence[ir.Value], outputs: Iterable[tuple[str, ir.Value]]
@@ -189,27 +205,31 @@ def state_names(scales: int, prefix: str = "state") -> list[str]:
     return [f"{prefix}_{i}" for i in range(scales)]
 
 
-def solve_model(pieces: Pieces, evaluations: int) -> ir.Model:
+def solve_model(pieces: Pieces, steps: int | Sequence[Step]) -> ir.Model:
     """``image, state_0.. -> output [, confidence], next_state_0.., residual`` in N evaluations.
 
     The returned state is f at the last (or best) evaluated iterate, and the residual is that
-    iterate's.
+    iterate's. ``steps`` are N, or evaluations by precision in their order; the readout has the
+    precision of the last.
     """
+    if isinstance(steps, int):
+        steps = (Step("fp32", steps),)
+    precisions = [step.precision for step in steps for _ in range(step.evaluations)]
     composer, scales = Composer(pieces), pieces.scales
     image = fresh(pieces.inject.inputs[0], IMAGE)
     state = [fresh(v, n) for v, n in zip(pieces.cell.inputs[1:], state_names(scales), strict=True)]
     (u,) = composer.call("i", [image])
     solver_state: list[ir.Value] = list(state)
     best = Best(composer)
-    for k in range(evaluations):
+    for k, precision in enumerate(precisions):
         z = solver_state[:scales]
-        fz = composer.evaluate(u, z)
-        last = k == evaluations - 1
+        fz = composer.evaluate(u, z, precision)
+        last = k == len(precisions) - 1
         best.add(z, fz, last)
         if not last:
             kind = min(k, len(pieces.advance) - 1)
             solver_state = composer.call(f"a{kind}", [*solver_state, *fz])
-    answers = composer.call("o", best.value)
+    answers = composer.read(best.value, precisions[-1])
     outputs = list(zip((OUTPUT, CONFIDENCE), answers, strict=False))
     outputs += best.outputs(state_names(scales, "next_state"))
     return composer.model("solve", [image, *state], outputs)
@@ -223,7 +243,7 @@ def inject_model(pieces: Pieces) -> ir.Model:
     return composer.model("inject", [image], [(INJECTION, u)])
 
 
-def advance_model(pieces: Pieces, evaluations: int) -> ir.Model:
+def advance_model(pieces: Pieces, evaluations: int, precision: str = "") -> ir.Model:
     """``injection, state_0.., history_0.. -> value_0.., next_state_0.., next_history_0..,
     residual``: N evaluations, again and again.
 
@@ -241,7 +261,7 @@ def advance_model(pieces: Pieces, evaluations: int) -> ir.Model:
     best = Best(composer)
     for k in range(evaluations):
         z = solver_state[:scales]
-        fz = composer.evaluate(u, z)
+        fz = composer.evaluate(u, z, precision)
         best.add(z, fz, last=k == evaluations - 1)
         solver_state = composer.call("s", [*solver_state, *fz])
     following = solver_state[:scales]
@@ -255,11 +275,11 @@ def advance_model(pieces: Pieces, evaluations: int) -> ir.Model:
     return composer.model("advance", [u, *state, *past], outputs)
 
 
-def readout_model(pieces: Pieces) -> ir.Model:
+def readout_model(pieces: Pieces, precision: str = "") -> ir.Model:
     """``state_0.. -> output [, confidence]``: when the host has seen enough."""
     composer, names = Composer(pieces), state_names(pieces.scales)
     state = [fresh(v, n) for v, n in zip(pieces.readout.inputs, names, strict=True)]
-    answers = composer.call("o", state)
+    answers = composer.read(state, precision)
     return composer.model("readout", state, zip((OUTPUT, CONFIDENCE), answers, strict=False))
 
 

@@ -20,6 +20,7 @@ from edge_mdeq.bundle import (
 )
 from edge_mdeq.bundle.manifest import encode_manifest
 from edge_mdeq.bundle.measurements import update_measurements
+from edge_mdeq.bundle.precision import usual_precision
 from edge_mdeq.bundle.reader import MANIFEST
 from edge_mdeq.bundle.writer import describe_files
 from edge_mdeq.config import InputConfig, ModelCard
@@ -49,6 +50,14 @@ from mdeq_export.interface import ANY, between, interface
 from mdeq_export.names import check_names
 from mdeq_export.pieces import trace_pieces
 from mdeq_export.profiles import PROFILES, lookup_profile
+from mdeq_export.quantize import (
+    Quantiser,
+    calibration_images,
+    calibration_warnings,
+    check_int8,
+    judge_metric,
+    require_bearable,
+)
 from mdeq_export.reference import TorchReference
 from mdeq_export.report.measurements import measure_times
 from mdeq_export.report.page import write_report
@@ -83,6 +92,13 @@ class ExportSettings:
         targets: profiles to lower the graphs for. ``ort-cpu`` is added in single precision if it is
             not among them, so that every bundle runs somewhere.
         half: the model computes in FP16 in the profiles that are asked for.
+        int8: rungs with integer convolutions beside those in single precision, in every profile;
+            see ``mdeq_export.quantize``.
+        refine: with int8, how many evaluations at the end of a refined rung are in single
+            precision; 0: no such rungs.
+        labelled: with int8, a labelled dataset's folder: the metric of int8 and refined rungs is
+            held to that of single precision.
+        ignore: mask values of it that count nowhere.
         tolerances: what the parity gate allows, by precision.
         images: folder of images to measure and verify on; None generates some.
         force: replace an existing bundle.
@@ -98,6 +114,10 @@ class ExportSettings:
     dynamic_batch: bool = False
     targets: tuple[str, ...] = (FALLBACK,)
     half: bool = False
+    int8: bool = False
+    refine: int = 1
+    labelled: Path | None = None
+    ignore: tuple[int, ...] = (255,)
     tolerances: dict[str, Tolerance] = field(default_factory=lambda: dict(TOLERANCES))
     images: Path | None = None
     force: bool = False
@@ -109,6 +129,7 @@ class ExportSettings:
         if self.dynamic_batch and self.batch != 1:
             raise ConfigError("batch and dynamic_batch exclude each other; give one of them")
         check_names("target", self.targets, PROFILES)
+        check_int8(self)
         check_names("solver", [self.solver], (*SOLVERS, AUTO))
         if self.solver == AUTO:
             if self.solver_settings:
@@ -157,6 +178,11 @@ def export_bundle(
             f"{FEWEST_IMAGES}, better {VERIFICATION_IMAGES}"
         )
     batch = DYNAMIC_TRIED if settings.dynamic_batch else settings.batch
+    calibration = None
+    if settings.int8:  # before anything is measured: a folder that will not do is said at once
+        calibration = calibration_images(
+            settings.images, max(2, affordable(FLOPS / flops, least)), config.height, config.width
+        )
     with writing_bundle(out, settings.force) as folder:
         plan, goals = decide(frozen, config, settings, images, progress)
         solver = make_solver(plan.curve.solver, **plan.curve.settings)
@@ -166,6 +192,19 @@ def export_bundle(
         )
         reference = TorchReference(frozen, config, solver, settings.best, goals)
         profiles = write_profiles(pieces, settings, plan, folder, progress)
+        if calibration is not None:
+            quantiser = Quantiser(
+                pieces,
+                calibration,
+                tuple((image, goals[image.tobytes()]) for image in images),
+                plan.iterations,
+                settings.refine,
+                card.model.task == "classification",
+                folder,
+                progress,
+            )
+            profiles = quantiser.add(profiles)
+            del quantiser, calibration
         del pieces, frozen, goals  # and what follows the verification needs no weights in memory
         profiles = {
             name: with_floor(profile, folder, reference, images, batch)
@@ -184,6 +223,7 @@ def export_bundle(
         )
         del reference
         require_parity(report)
+        require_bearable(report)
         first = next(iter(profiles.values()))
         manifest = Manifest(
             name=out.stem,
@@ -203,11 +243,15 @@ def export_bundle(
             ),
             provenance=card.provenance,
             metrics=card.metrics if config == card.input else {},  # they are of its size
-            warnings=plan.warnings,
+            warnings=plan.warnings + calibration_warnings(settings.int8, settings.images),
             tools={name: version(name) for name in TOOLS},
             files=describe_files(folder),
+            precision=usual_precision(first),
         )
         (folder / MANIFEST).write_bytes(encode_manifest(manifest))
+        if settings.labelled is not None:
+            most = max(plan.iterations)
+            judge_metric(folder, settings.labelled, most, settings.ignore, progress)
         progress("measuring times")  # after the hashes: it is of this machine and moment
         update_measurements(folder, **measure_times(folder, manifest))
         progress("writing the report")

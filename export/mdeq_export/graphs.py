@@ -14,6 +14,7 @@ import onnx_ir as ir
 from edge_mdeq.bundle import Bundle, Parts, Profile, Rung, Step, WeightsFile
 from edge_mdeq.errors import BundleError, ConfigError
 from mdeq_export.compose import (
+    INT8,
     Composer,
     Pieces,
     advance_model,
@@ -28,7 +29,16 @@ from mdeq_export.passes import DropIdentity, run_passes
 from mdeq_export.profiles import TargetProfile
 from mdeq_export.serialize import check_graph, save_graph, write_weights
 
-__all__ = ["Ladder", "check_counts", "lower", "read_pieces", "write_profile", "write_rungs"]
+__all__ = [
+    "Ladder",
+    "all_initializers",
+    "check_counts",
+    "lower",
+    "read_pieces",
+    "write_graph",
+    "write_profile",
+    "write_rungs",
+]
 
 MODEL = frozenset("ico")  # the pieces that are the model's: injection, cell, readout
 MAX_EVALUATIONS = 256
@@ -83,9 +93,9 @@ def write_profile(
         OSError: a file cannot be written.
     """
     place = root / "graphs" / target.name
-    weights = place / f"weights-{precision}.bin"
     lowered = lower(pieces, target, precision)
     place.mkdir(parents=True)
+    weights = place / f"weights-{precision}.bin"
     references = write_weights(all_initializers(lowered), weights)
     ladder = write_rungs(lowered, counts, root, place, target, precision, references, progress)
     progress(f"writing the parts for {target.name}")
@@ -157,15 +167,18 @@ def write_rungs(
     """
     solve: list[Rung] = []
     advance: list[Rung] = []
-    for compose, kind, rungs, wanted in (
-        (solve_model, "solve", solve, set(counts)),
-        (advance_model, "advance", advance, {1, *counts}),  # one at a time, for a host loop
-    ):
-        for count in sorted(wanted):
-            progress(f"composing {kind} for {target.name}, {count} evaluations")
-            path = place / f"{kind}-k{count}.onnx"
-            file = write_graph(compose(pieces, count), path, target, references, root)
-            rungs.append(Rung((Step(precision, count),), file))
+    kind = f"-{INT8}" if precision == INT8 else ""
+    for count in sorted(set(counts)):
+        progress(f"composing solve{kind} for {target.name}, {count} evaluations")
+        steps = (Step(precision, count),)
+        model = solve_model(pieces, steps if kind else count)
+        file = write_graph(model, place / f"solve{kind}-k{count}.onnx", target, references, root)
+        solve.append(Rung(steps, file))
+    for count in sorted({1, *counts}):  # one at a time, for a host loop
+        progress(f"composing advance{kind} for {target.name}, {count} evaluations")
+        model = advance_model(pieces, count, precision)
+        file = write_graph(model, place / f"advance{kind}-k{count}.onnx", target, references, root)
+        advance.append(Rung((Step(precision, count),), file))
     return Ladder(tuple(solve), tuple(advance))
 
 

@@ -13,7 +13,8 @@ from mdeq_export.profiles import TargetProfile
 __all__ = ["check_operators"]
 
 INTEGERS = {ir.DataType.INT64, ir.DataType.INT32}
-SHAPES = {  # inputs that are a shape, sizes, axes or indices by definition
+SHAPES = {  # inputs that are a shape, sizes, axes or indices by definition, or a bias in int8
+    "DequantizeLinear": (0,),
     "Expand": (1,),
     "Gather": (1,),
     "ReduceMax": (1,),
@@ -35,8 +36,9 @@ def check_operators(graph: ir.Graph | ir.Model | Path, profile: TargetProfile) -
 
     Three rules: operators of the profile's list only; no graphs within the graph (Loop, If, Scan),
     whose count TensorRT gets wrong and whose bodies it keeps in high precision; and no arithmetic
-    on int64 or int32, which TensorRT narrows or refuses. Integers may be constants, shapes, and the
-    class indices of ArgMax on their way through one Cast. A computed Gather index is refused.
+    on int64 or int32, which TensorRT narrows or refuses. Integers may be constants, shapes, a bias
+    on its way through DequantizeLinear, and class indices of ArgMax through one Cast. A computed
+    Gather index is refused.
 
     Args:
         graph: a composed graph, or the file of one; it is not changed.

@@ -50,7 +50,9 @@ SOLVER = frozenset(
     | {"IsNaN", "Less", "Or"}  # best iterate
 )
 DYNAMIC_BATCH = frozenset({"Expand", "Shape"})
-COMMON = MODEL | SOLVER | DYNAMIC_BATCH | {"Identity"}  # a history that moves on as it is
+INTEGERS = frozenset({"DequantizeLinear", "QuantizeLinear"})
+# Identity: a history that moves on as it is
+COMMON = MODEL | SOLVER | DYNAMIC_BATCH | INTEGERS | {"Identity"}
 
 Int8 = Literal["asymmetric uint8", "symmetric int8"]
 

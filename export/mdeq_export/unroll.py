@@ -18,15 +18,18 @@ from numpy.typing import NDArray
 from edge_mdeq.bundle import Bundle, Manifest, Profile, open_bundle, writing_bundle
 from edge_mdeq.bundle.manifest import encode_manifest
 from edge_mdeq.bundle.measurements import REPORT, read_measurements, update_measurements
+from edge_mdeq.bundle.precision import precision_of
 from edge_mdeq.bundle.reader import MANIFEST
 from edge_mdeq.bundle.writer import describe_files
 from edge_mdeq.errors import BundleError
 from mdeq_export.answers import Answer
-from mdeq_export.compose import IMAGE, INJECTION, RESIDUAL
+from mdeq_export.compose import IMAGE, INJECTION, INT8, RESIDUAL
 from mdeq_export.cost import counted
 from mdeq_export.graphs import DYNAMIC_TRIED, check_counts, read_pieces, write_rungs
 from mdeq_export.images import verification_images
 from mdeq_export.profiles import lookup_profile
+from mdeq_export.quantize.gate import require_bearable
+from mdeq_export.quantize.rungs import write_refined
 from mdeq_export.report.measurements import measure_times
 from mdeq_export.sessions import open_session
 from mdeq_export.verify import (
@@ -38,6 +41,8 @@ from mdeq_export.verify import (
 )
 
 __all__ = ["unroll_bundle"]
+
+KINDS = ("fp32", "fp16", INT8, "refined")  # the order in which rungs are listed
 
 Array = NDArray[Any]
 
@@ -99,10 +104,15 @@ def unroll_bundle(
         )
         added = [rung for rung in report.rungs if rung.evaluations in missing[rung.profile]]
         require_parity(replace(report, rungs=tuple(added)))
+        require_bearable(replace(report, rungs=tuple(added)))
         order = list(profiles)
         rungs = sorted(
             (*manifest.verification.rungs, *added),
-            key=lambda rung: (order.index(rung.profile), rung.evaluations),
+            key=lambda rung: (
+                order.index(rung.profile),
+                KINDS.index(rung.precision),
+                rung.evaluations,
+            ),
         )
         manifest = replace(
             manifest,
@@ -136,8 +146,8 @@ def renew_report(
 
 
 def present(profile: Profile) -> set[int]:
-    """Evaluations of the rungs that a profile has."""
-    return {rung.evaluations for rung in profile.rungs}
+    """Evaluations of the rungs that a profile has in the precision of its weights."""
+    return {rung.evaluations for rung in profile.rungs if precision_of(rung) in ("fp32", "fp16")}
 
 
 def extended(
@@ -152,16 +162,20 @@ def extended(
     if not counts:
         return profile
     solve, all_parts, target = list(profile.rungs), [], lookup_profile(name)
+    refine = max((r.steps[-1].evaluations for r in solve if len(r.steps) > 1), default=0)
     for parts in profile.parts:
         pieces = read_pieces(bundle, name, parts.precision)
         place = (root / parts.inject).parent
         ladder = write_rungs(pieces, counts, root, place, target, parts.precision, {}, progress)
         solve += ladder.solve
+        if parts.precision == INT8:
+            solve += write_refined(pieces, counts, root, place, target, refine, {}, progress)
         known = {rung.graph for rung in parts.advance}
         advance = [*parts.advance, *(r for r in ladder.advance if r.graph not in known)]
         advance.sort(key=lambda rung: rung.evaluations)
         all_parts.append(replace(parts, advance=tuple(advance)))
-    solve.sort(key=lambda rung: rung.evaluations)
+    kinds = list(dict.fromkeys(map(precision_of, profile.rungs)))
+    solve.sort(key=lambda rung: (kinds.index(precision_of(rung)), rung.evaluations))
     return counted(replace(profile, rungs=tuple(solve), parts=tuple(all_parts)), root)
 
 

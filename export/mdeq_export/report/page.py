@@ -17,11 +17,13 @@ from numpy.typing import NDArray
 
 from edge_mdeq.bundle import Manifest, RungParity
 from edge_mdeq.bundle.measurements import REPORT, REPORT_DATA, read_measurements
+from edge_mdeq.bundle.precision import precision_of, select
 from edge_mdeq.errors import require
 from edge_mdeq.files import write_atomic
 from mdeq_export.compose import IMAGE, OUTPUT, RESIDUAL
 from mdeq_export.cost import conv_macs, live_bytes, operators
 from mdeq_export.report import plots
+from mdeq_export.report.measurements import name_of
 from mdeq_export.sessions import plain_session
 
 __all__ = ["write_report"]
@@ -81,7 +83,8 @@ def write_report(path: Path, manifest: Manifest, images: NDArray[np.uint8], sour
     name = next(iter(manifest.profiles))
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     template = (files("mdeq_export.report") / "report.html.j2").read_text(encoding="utf-8")
-    graphs = {rung.evaluations: rung.graph for rung in manifest.profiles[name].rungs}
+    plain = select(manifest.profiles[name], "fp32")
+    graphs = {rung.evaluations: rung.graph for rung in plain.rungs}
     found = rows(path, manifest, measured)
     data = {
         "name": manifest.name,
@@ -113,18 +116,20 @@ def rows(path: Path, manifest: Manifest, measured: Mapping[str, Any]) -> list[Ro
     """One per rung that was verified.
 
     What is computed is the same in every profile, and is counted in the first, which has no
-    operators whose shapes onnx cannot infer.
+    operators whose shapes onnx cannot infer; multiply-adds in its graphs without integers.
     """
     first = next(iter(manifest.profiles.values()))
-    macs = {rung.evaluations: conv_macs(path / rung.graph) for rung in first.rungs}
-    live = {rung.evaluations: live_bytes(path / rung.graph) for rung in first.rungs}
+    plain = select(first, "fp32").rungs
+    macs = {rung.evaluations: conv_macs(path / rung.graph) for rung in plain}
+    live = {name_of(rung): live_bytes(path / rung.graph) for rung in first.rungs}
     found = []
     for parity in manifest.verification.rungs:
         profile, count = manifest.profiles[parity.profile], parity.evaluations
-        rung = next(r for r in profile.rungs if r.evaluations == count)
+        same = (r for r in profile.rungs if precision_of(r) == parity.precision)
+        rung = next(r for r in same if r.evaluations == count)
         times = None
         if measured.get("profile") == parity.profile:
-            times = measured.get("milliseconds", {}).get(str(count))
+            times = measured.get("milliseconds", {}).get(name_of(rung))
         cost = Cost(
             parity.profile,
             parity.precision,
@@ -132,7 +137,7 @@ def rows(path: Path, manifest: Manifest, measured: Mapping[str, Any]) -> list[Ro
             macs[count],
             (path / rung.graph).stat().st_size,
             sum(file.bytes for file in profile.weights),
-            live[count],
+            live[name_of(rung)],
         )
         found.append(Row(parity, cost, times))
     return found

@@ -34,7 +34,8 @@ def draw_residuals(axes: Any, report: Verification) -> None:
         counts = range(1, len(curve.residual) + 1)
         axes.semilogy(counts, curve.residual, style, color=colour, label=name, lw=1.6)
         axes.fill_between(counts, curve.residual, curve.worst, color=colour, alpha=0.12, lw=0)
-    points = {rung.evaluations: rung.residual for rung in report.rungs}
+    whole = (rung for rung in report.rungs if rung.precision in ("fp32", "fp16"))
+    points = {rung.evaluations: rung.residual for rung in whole}
     axes.semilogy(list(points), list(points.values()), "ko", ms=5, label="rungs of this bundle")
 
 
