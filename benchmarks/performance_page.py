@@ -17,7 +17,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from contenders.findings import claims
+from contenders.findings import claims, roofline_claims
 from contenders.report import COLUMNS, draw, rows
 
 from edge_mdeq.files import write_atomic
@@ -84,6 +84,8 @@ def figures(report: Mapping[str, Any], roofline: Mapping[str, Any] | None) -> st
     goals = [
         str(claim) for name, model in report["models"].items() for claim in claims(name, model)
     ]
+    if roofline is not None:
+        goals += [str(claim) for claim in roofline_claims(roofline)]
     if goals:
         parts += ["### Goals", bullets(goals)]
     if roofline is not None:

@@ -27,6 +27,7 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import torch
+from contenders.findings import roofline_claims
 from filled import filled
 from onnx import TensorProto, helper
 from rich.console import Console
@@ -88,12 +89,15 @@ def main() -> None:
         "threads": cores.threads,
         "model": args.bundle.stem if args.bundle else args.entry,
         "gflop": work / 1e9,
+        "product_gflop": 2 * SIDE**3 / 1e9,
         "milliseconds": {name: [1e3 * s for s in each] for name, each in taken.items()},
         "operators": {name: [vars(o) for o in each] for name, each in profiled.items()},
     }
     if args.json:
         write_atomic(args.json, json.dumps(found, indent=1).encode() + b"\n")
     report(taken, work, profiled, found["model"])
+    for claim in roofline_claims(found):
+        print(claim)
 
 
 @contextmanager
@@ -250,9 +254,6 @@ def report(
         share = against(taken[MM], square, each, size)
         table.add_row(name, ms, f"{rate_of(each, size) / 1e9:.1f}", str(share))
     console.print(table)
-    first, *others = [name for name in taken if name.startswith("cell")]
-    for name in others:
-        console.print(f"{name}: {ratio(taken[first], taken[name])} times as fast as {first}")
     for name, operators in profiled.items():
         whole = sum(o.ms for o in operators)
         table = Table(title=f"{name}, profiled, {whole:.1f} ms", title_justify="left")

@@ -10,7 +10,7 @@ from typing import Any
 from contenders.research import EAGER
 from mdeq_runtime.bench.statistics import Ratio, ratio
 
-__all__ = ["Claim", "accuracy", "claims", "find", "ratio_of"]
+__all__ = ["Claim", "accuracy", "claims", "find", "ratio_of", "roofline_claims"]
 
 Model = Mapping[str, Any]  # as versus.json has it
 Found = Mapping[str, Any]
@@ -83,6 +83,21 @@ def claims(name: str, model: Model) -> list[Claim]:
             measured = Ratio(value, value, value)
             made.append(Claim(f"{what} / research path's", measured, 0.25, True))
     return made
+
+
+def roofline_claims(found: Mapping[str, Any]) -> list[Claim]:
+    """The goals that ``roofline.py`` measures, from its JSON."""
+    taken, product = found["milliseconds"], found["milliseconds"]["torch.mm"]
+    first, *others = [name for name in taken if name.startswith("cell")]
+    rate = ratio(
+        [ms / found["product_gflop"] for ms in product],
+        [ms / found["gflop"] for ms in taken[first]],
+    )
+    made = [Claim(f"rate of one evaluation of {found['model']} / torch.mm's", rate, 0.8, False)]
+    return made + [
+        Claim(f"{first} / {name}, one evaluation", ratio(taken[first], taken[name]), 1.8, False)
+        for name in others
+    ]
 
 
 def converged(model: Model) -> Found | None:

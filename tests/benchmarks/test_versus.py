@@ -13,7 +13,7 @@ import performance_page
 import pytest
 import torch
 from contenders import AbsentError, Case, Contender, lineup
-from contenders.findings import claims, converged, from_card
+from contenders.findings import claims, converged, from_card, roofline_claims
 from contenders.process import measure
 from contenders.report import COLUMNS, rows
 from contenders.research import EAGER
@@ -171,6 +171,21 @@ def test_the_goal_is_judged_on_the_cheapest_rung_that_is_as_good_as_converged() 
     (claim,) = claims("camvid-nano", model)
     assert not claim.met
     assert claim.measured.value == pytest.approx(5)
+
+
+def test_a_roofline_compares_rates_not_times() -> None:
+    found = {
+        "model": "m", "gflop": 2.0, "product_gflop": 16.0,
+        "milliseconds": {
+            "torch.mm": [80.0, 160.0, 80.0], "cell, fp32": [20.0, 40.0, 20.0],
+            "cell, int8": [10.0, 20.0, 10.0],
+        },
+    }  # fmt: skip
+    rate, faster = roofline_claims(found)
+    assert rate.measured.value == pytest.approx(0.5)  # 16 in 80 ms beside 2 in 20 ms
+    assert not rate.met
+    assert faster.measured.value == pytest.approx(2)
+    assert faster.met
 
 
 def test_the_model_card_knows_single_precision() -> None:
