@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import fake_cuda
@@ -16,10 +16,11 @@ from tensorrt_models import engine_bytes
 from edge_mdeq.bundle import Bundle, open_bundle
 from edge_mdeq.errors import EngineError, MemoryLimitError
 from mdeq_runtime import FixedIterations, Model, SessionSettings, UntilTolerance
+from mdeq_runtime.device_key import tag
 from mdeq_runtime.doctor.probes import try_bundle
 from mdeq_runtime.memory import resident_bytes
 from mdeq_runtime.tensorrt import opening
-from mdeq_runtime.tensorrt.engines import EngineStore
+from mdeq_runtime.tensorrt.engines import PURPOSE, EngineStore, read_record, write_record
 from mdeq_runtime.tensorrt.identity import identify
 from mdeq_runtime.tensorrt.settings import BuildSettings, needed
 from mdeq_runtime.tensorrt.versions import Release, flavour_of
@@ -119,10 +120,10 @@ def test_only_version_compatible_engines_may_bring_code(
     jetson: Bundle, ten: TensorRT, compatible: bool
 ) -> None:
     """Of the older version that built them; TensorRT refuses it by itself."""
-    for record in jetson.path.glob("engines/*/*.json"):
-        content = json.loads(record.read_text())
-        content["identity"]["version_compatible"] = compatible
-        record.write_text(json.dumps(content))
+    for path in jetson.path.glob("engines/*/*.json"):
+        built = read_record(path)
+        built = replace(built, identity=replace(built.identity, version_compatible=compatible))
+        write_record(path, replace(built, tag=tag(PURPOSE, built.content)))
     with Model(jetson.path, SETTINGS) as model:
         assert model.profile == "tensorrt-10"
     allowed = [call.arguments["value"] for call in ten.named("Runtime.engine_host_code_allowed=")]
