@@ -26,7 +26,7 @@ from edge_mdeq.cli import (
     unroll,
     val,
 )
-from edge_mdeq.cli.console import INTERRUPTED, fail
+from edge_mdeq.cli.console import INTERRUPTED, fail, leave
 from edge_mdeq.cli.greedy import spread
 from edge_mdeq.errors import EdgeMdeqError
 
@@ -96,7 +96,7 @@ def main() -> None:
         app(args=spread(sys.argv[1:], GREEDY))
     except EdgeMdeqError as error:
         fail(str(error))
-        sys.exit(1)
+        leave(1)
     except MemoryError as error:
         fail(f"out of memory ({error}); choose a smaller image, batch or model")
         sys.exit(1)
@@ -105,10 +105,12 @@ def main() -> None:
     except SystemExit as stop:
         if stop.code == INTERRUPTED:  # how typer passes on Ctrl-C
             interrupted(verb)
+        if isinstance(stop.code, int):
+            leave(stop.code)
         raise
 
 
 def interrupted(verb: str) -> NoReturn:
     """Say what is left of the work, and exit."""
     fail(f"interrupted; {LEFT.get(verb, 'nothing was written')}", "interrupted")
-    sys.exit(INTERRUPTED)
+    leave(INTERRUPTED)

@@ -5,15 +5,28 @@ from __future__ import annotations
 import os
 import shlex
 import signal
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import NoReturn
 
 import typer
 
-__all__ = ["INTERRUPTED", "busy", "fail", "fail_by", "next_step", "quote", "stop_by_signals"]
+__all__ = [
+    "BUSY",
+    "INTERRUPTED",
+    "busy",
+    "fail",
+    "fail_by",
+    "leave",
+    "next_step",
+    "quote",
+    "stop_by_signals",
+]
 
 
 TELL: list[Callable[[str, str], None]] = []  # how errors are told; the last one counts
+BUSY: list[Callable[[], bool]] = []  # whether threads that nobody waits for are at work
 INTERRUPTED = 130  # exit code after Ctrl-C, as shells have it
 
 
@@ -28,6 +41,15 @@ def fail(message: str, kind: str = "error") -> None:
 def fail_by(tell: Callable[[str, str], None]) -> None:
     """Tell errors of this process in another way: message and kind."""
     TELL.append(tell)
+
+
+def leave(code: int) -> NoReturn:
+    """Exit; at once where a thread is in the midst of a library, which aborts when Python ends."""
+    if any(busy() for busy in BUSY):
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
 
 
 def next_step(*command: str) -> None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from edge_mdeq.cli.console import fail_by
+from edge_mdeq.cli.console import BUSY, fail_by
 
 if TYPE_CHECKING:
     from mdeq_runtime import Model, Result, Session
@@ -117,7 +117,9 @@ class Serving:
         if self.reloadable is not None:
             from mdeq_runtime.service.reloader import Reloader
 
-            reload = Reloader(self.reloadable, self.notifier).ask
+            reloader = Reloader(self.reloadable, self.notifier)
+            BUSY.append(lambda: reloader.busy)
+            reload = reloader.ask
         self.heed(reload)
         self.heartbeat.begin()
         with self.heartbeat:

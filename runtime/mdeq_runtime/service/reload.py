@@ -27,7 +27,7 @@ from mdeq_runtime.session import Session, SessionSettings
 
 __all__ = ["ReloadableSession"]
 
-CLOSE_S = 1.0
+CLOSE_S = 0.3  # for a reload that is under way
 
 
 class ReloadableSession:

@@ -25,11 +25,13 @@ class Reloader:
 
     Attributes:
         done, failed: how many reloads there were of either kind.
+        busy: whether one is under way.
     """
 
     def __init__(self, session: ReloadableSession, notifier: Notifier | None = None) -> None:
         self.session, self.notifier = session, notifier or Notifier()
         self.done = self.failed = 0
+        self.busy = False
         self.asked = threading.Event()
         self.thread = threading.Thread(target=self.run, name="reload", daemon=True)
         self.thread.start()
@@ -43,11 +45,13 @@ class Reloader:
         while True:
             self.asked.wait()
             self.asked.clear()
+            self.busy = True
             self.notifier.reloading()
             try:
                 self.reload()
             finally:
                 self.notifier.ready()
+                self.busy = False
 
     def reload(self) -> None:
         """Once; a failure is a warning, since frames go on as before."""

@@ -205,3 +205,15 @@ def test_an_unknown_format_is_refused(bundle: Path) -> None:
     done = subprocess.run([*command, "--log-format", "xml"], capture_output=True, text=True)
     assert done.returncode == 1
     assert "--log-format is 'xml', must be auto, plain or json" in done.stderr
+
+
+@pytest.mark.parametrize("busy", [True, False])
+def test_a_library_at_work_in_a_thread_is_not_interrupted_by_pythons_end(busy: bool) -> None:
+    """C++ aborts when its thread is ended in the midst: a stop during a reload would be a crash."""
+    code = (
+        "import atexit, sys; from edge_mdeq.cli.console import BUSY, leave; "
+        f"atexit.register(print, 'finalised'); BUSY.append(lambda: {busy}); print('said'); leave(3)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 3
+    assert done.stdout == ("said\n" if busy else "said\nfinalised\n")
