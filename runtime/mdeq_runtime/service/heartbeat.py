@@ -45,7 +45,7 @@ class Heartbeat:
         self.busy, self.since = False, clock()
         self.residual: float | None = None
         self.told = (self.since, 0)  # when status was told, and the frames until then
-        self.ending = threading.Event()
+        self.stopped, self.ending = False, threading.Event()
         self.thread = threading.Thread(target=self.run, name="heartbeat", daemon=True)
 
     def begin(self) -> None:
@@ -93,7 +93,7 @@ class Heartbeat:
         limit = self.notifier.watchdog_s
         period = STATUS_S if limit is None else min(STATUS_S, limit / 2)
         due = beat = self.clock()
-        while not self.ending.is_set():
+        while not self.stopped:
             now = self.clock()
             if limit is not None and now >= beat and self.alive():
                 self.notifier.alive()
@@ -104,14 +104,18 @@ class Heartbeat:
             self.ending.wait(period)
 
     def stop(self) -> None:
-        """The run is about to end, and from now on there is nothing to tell; from a signal too."""
-        if self.thread.ident is not None and not self.ending.is_set():
-            self.ending.set()
+        """The run is about to end, and from now on there is nothing to tell.
+
+        Takes no lock, so that a signal handler may call it whatever it has interrupted.
+        """
+        if self.thread.ident is not None and not self.stopped:
+            self.stopped = True
             self.notifier.stopping()
 
     def close(self) -> None:
         """Stop, and wait for the thread."""
         self.stop()
+        self.ending.set()
         if self.thread.ident is not None:
             self.thread.join(JOIN_S)
 
