@@ -7,12 +7,13 @@ one will be, and which one it replaces: a writer that was killed in between is r
 from __future__ import annotations
 
 import hashlib
+import os
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 
 from edge_mdeq.config import ModelCard, decode_card, encode_card, read_card
 from edge_mdeq.errors import ConfigError, WeightsError
@@ -28,7 +29,7 @@ def resolve_weights(path: Path) -> tuple[Path, Path]:
     Raises:
         WeightsError: nothing there, another kind of file, or a folder with none or several.
     """
-    if path.is_dir():
+    if os.path.isdir(path):
         found = sorted(path.glob("*.safetensors"))
         if len(found) != 1:
             names = ", ".join(p.name for p in found) or "none"
@@ -40,7 +41,7 @@ def resolve_weights(path: Path) -> tuple[Path, Path]:
             f"never loaded as they are, bring it in first: edge-mdeq import {path} -o "
             f"{path.with_name(path.name.split('.')[0] + '.safetensors')}"
         )
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise WeightsError(f"weights file {path} does not exist")
     return path, path.with_suffix(".json")
 
@@ -110,7 +111,7 @@ def unreadable(weights: Path, error: Exception) -> WeightsError:
 
 def digest(path: Path) -> str:
     """SHA-256 of a file; "" if there is none."""
-    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else ""
+    return hashlib.sha256(path.read_bytes()).hexdigest() if os.path.isfile(path) else ""
 
 
 def save_weights(model: MDEQ, card: ModelCard, path: Path) -> None:
@@ -131,6 +132,6 @@ def save_weights(model: MDEQ, card: ModelCard, path: Path) -> None:
         metadata = {"format": "pt", "card": text.decode(), "replaces": digest(place)}
         with replacing(place) as config, replacing(path) as weights:
             config.write_bytes(text)
-            save_file(tensors, weights, metadata=metadata)
+            weights.write_bytes(save(tensors, metadata))  # save_file has a temporary of its own
     except (OSError, SafetensorError) as error:
         raise WeightsError(f"cannot write {path} ({error}); what was there is intact") from error

@@ -66,9 +66,10 @@ class Disk:
         """What takes a name has to be on the disk by then, with all that is in it."""
         if not self.holds(new):
             return
-        if lost := self.below(self.dirty, old):
+        temporary = os.path.basename(new).startswith(".")  # which nobody looks at
+        if (lost := self.below(self.dirty, old)) and not temporary:
             self.faults.append(f"{old} became {new} before the data of {short(lost)} was fsynced")
-        if lost := self.below(self.loose, old) - {old}:
+        if (lost := self.below(self.loose, old) - {old}) and not temporary:
             self.faults.append(f"{old} became {new} before the names {short(lost)} were fsynced")
         other = {kind: self.below(names, new) for kind, names in self.kinds() if exchanged}
         self.gone(new)

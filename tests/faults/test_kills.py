@@ -49,8 +49,8 @@ def test_a_killed_writer_leaves_the_old_or_the_new_and_the_next_one_tidies_up(
 def test_what_must_survive_a_power_cut_is_fsynced_file_and_folder(
     name: str, tracer: Tracer, tmp_path: Path
 ) -> None:
-    if name in ("graph-cache", "json-lines"):
-        pytest.skip("what a power cut takes of it is made anew, or the run's last seconds")
+    if name in ("graph-cache", "json-lines", "masks", "newest"):
+        pytest.skip("what a power cut takes of it is made anew, or is of a run's last seconds")
     artefact = ARTEFACTS[name]
     for start in (None, "old"):
         folder = tmp_path / f"from-{start}"

@@ -8,6 +8,7 @@ import socket
 import threading
 import time
 
+import h11
 import uvicorn
 from starlette.types import ASGIApp
 from uvicorn.protocols.http.h11_impl import H11Protocol
@@ -34,6 +35,19 @@ class Patient(H11Protocol):
         self.loop.call_later(REQUEST_S, self.give_up, None)
         if len(self.connections) > self.most:
             transport.abort()
+
+    def send_400_response(self, msg: str) -> None:
+        """For what is no HTTP, also where that shows in the body of a request being answered.
+
+        What the app says to it then goes nowhere: a second answer would be an error of the server.
+        """
+        if self.cycle is not None:
+            self.cycle.disconnected = True
+            self.cycle.message_event.set()
+        try:
+            super().send_400_response(msg)
+        except h11.LocalProtocolError:  # it has been answered
+            self.transport.close()
 
     def on_response_complete(self) -> None:
         answered = self.cycle

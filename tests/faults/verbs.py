@@ -1,0 +1,237 @@
+"""Whole verbs, killed at random moments of their work; prints what was left.
+
+    python tests/faults/verbs.py [VERB...] --kills 50 --seed 0
+
+Each is called in a child that was forked after the imports, so that the moments fall into the work.
+Then the same verb is called again and must succeed. Ends with status 1 if anything was broken.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))  # before this folder and its conftest
+
+RECIPE = """
+[model]
+task = "segmentation"
+classes = 3
+channels = [8, 16]
+expansion = 1
+groups = 8
+
+[input]
+height = 32
+width = 32
+
+[data]
+ignore = [7]
+labels = ["ground", "disc", "box"]
+palette = [[90, 90, 90], [220, 40, 40], [40, 40, 220]]
+
+[optim]
+epochs = 6
+batch = 3
+"""
+VERBS = {  # the command, and what goes on after a kill
+    "import": ["import", "v2.pkl", "-o", "imported.safetensors", "--imgsz", "64", "64"],
+    "export": ["export", "base.safetensors", "-o", "made.mdeq", "--iterations", "1", "2", "-q"],
+    "unroll": ["unroll", "base.mdeq", "--iterations", "3", "5", "-q"],
+    "train": ["train", "recipe.toml", "--data", "data", "--out", "out"],
+    "tune": ["tune", "trained.safetensors", "--iterations", "2", "--data", "data", "-o", "tuned"],
+    "run": ["run", "base.mdeq", "test://?fps=200", "video.mp4", "--max-frames", "150"],
+}
+MORE = {
+    "import": ["--downsample-times", "2", "--force"],
+    "export": ["--force"],
+    "train": [],
+    "tune": ["--epochs", "2", "--batch", "3"],
+    "run": ["--output", "r.jsonl", "--output", "masks/", "--record-hard", "hard", "--cold", "9"],
+}
+RESUMED = ("train", "tune")
+
+
+def call(words: list[str], folder: Path) -> int:
+    """A child that does ``edge-mdeq WORDS``."""
+    child = os.fork()
+    if child:
+        return child
+    status = 1
+    try:
+        os.chdir(folder)
+        quiet = os.open("said", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        os.dup2(quiet, 1)
+        os.dup2(quiet, 2)
+        sys.argv = ["edge-mdeq", *words]
+        from edge_mdeq.cli import main
+
+        main()
+        status = 0
+    except SystemExit as stop:
+        status = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+    finally:
+        os._exit(status)
+
+
+def finish(words: list[str], folder: Path) -> float:
+    """Call a verb to its end; the seconds that it took."""
+    begin = time.monotonic()
+    _, status = os.waitpid(call(words, folder), 0)
+    said = (folder / "said").read_text()[-2000:]
+    assert status == 0, f"{' '.join(words)} ended with status {status}: {said}"
+    return time.monotonic() - begin
+
+
+# What may be there, after a kill and at the end
+
+
+def bundle(name: str) -> Callable[[Path, bool], None]:
+    def look(folder: Path, done: bool) -> None:
+        from edge_mdeq.bundle import open_bundle
+
+        if done or (folder / name).exists():
+            open_bundle(folder / name, verify=True)
+
+    return look
+
+
+def weights(name: str) -> Callable[[Path, bool], None]:
+    def look(folder: Path, done: bool) -> None:
+        from edge_mdeq.weights import load_weights
+
+        if done or (folder / name).exists():
+            load_weights(folder / name)
+
+    return look
+
+
+def training(name: str, result: str) -> Callable[[Path, bool], None]:
+    def look(folder: Path, done: bool) -> None:
+        from edge_mdeq.training.checkpoint import load_checkpoint
+
+        checkpoint, log = folder / name / "checkpoint.pt", folder / name / "log.jsonl"
+        if checkpoint.exists():
+            load_checkpoint(checkpoint)
+        if done:
+            epochs = [json.loads(line)["epoch"] for line in log.read_text().splitlines()]
+            assert epochs == list(range(1, len(epochs) + 1)), epochs
+        weights(f"{name}/{result}")(folder, done)
+
+    return look
+
+
+def recording(folder: Path, done: bool) -> None:
+    import cv2
+
+    lines = folder / "r.jsonl"
+    for line in lines.read_text().splitlines() if lines.exists() else ():
+        json.loads(line)
+    for path in [*folder.glob("masks/*.png"), *folder.glob("hard/[!.]*.png")]:
+        assert cv2.imread(str(path)) is not None, path
+    video = folder / "video.mp4"
+    if done or video.exists():
+        assert cv2.VideoCapture(str(video)).read()[0], "the video does not play"
+
+
+LOOKS = {
+    "import": weights("imported.safetensors"),
+    "export": bundle("made.mdeq"),
+    "unroll": bundle("base.mdeq"),
+    "train": training("out", "weights.safetensors"),
+    "tune": training("tuned", "weights.safetensors"),
+    "run": recording,
+}
+
+
+def prepare(folder: Path) -> None:
+    """Examples: a dataset, weights, a bundle, a checkpoint; and all imports."""
+    import torch
+    from conftest import SEGMENTER, save_tiny
+    from tiny_data import write_camvid
+
+    sys.path.insert(0, str(Path(__file__).parents[1] / "edge_mdeq"))
+    from published import published_checkpoint
+
+    from edge_mdeq.config import ModelConfig
+    from mdeq_export import exporter
+
+    exporter.VERIFICATION_IMAGES = 2  # eight would show no more
+    write_camvid(folder / "data")
+    (folder / "recipe.toml").write_text(RECIPE)
+    save_tiny(SEGMENTER, folder / "base.safetensors", 1)
+    config = ModelConfig("segmentation", 3, (8, 16), expansion=1, groups=8)
+    torch.save(published_checkpoint(config, "v2"), folder / "v2.pkl")
+    from mdeq_export import ExportSettings, export_bundle
+
+    export_bundle(
+        folder / "base.safetensors", folder / "base.mdeq", ExportSettings(iterations=(1, 2))
+    )
+    finish(VERBS["train"], folder)
+    for suffix in ("safetensors", "json"):
+        shutil.copy(folder / "out" / f"weights.{suffix}", folder / f"trained.{suffix}")
+    shutil.rmtree(folder / "out")
+
+
+def kill_once(verb: str, master: Path, work: Path, seconds: float, rng: random.Random) -> str:
+    """One kill, a look, and the same verb again; what was wrong."""
+    shutil.rmtree(work, ignore_errors=True)
+    shutil.copytree(master, work)
+    words, look = [*VERBS[verb], *MORE.get(verb, ())], LOOKS[verb]
+    if rng.random() < 0.5 and verb not in RESUMED:
+        finish(words, work)  # so that there is an old one
+    child = call(words, work)
+    time.sleep(rng.random() * seconds)
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    try:
+        look(work, False)
+        out = work / {"train": "out", "tune": "tuned"}.get(verb, "")
+        again = ["--resume"] if verb in RESUMED and (out / "checkpoint.pt").exists() else []
+        finish([*words, *again], work)
+        look(work, True)
+        left = [str(p.relative_to(work)) for p in work.rglob(".*") if "data" not in p.parts]
+        assert not left, f"the next run left {left}"
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+    return ""
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("verbs", nargs="*", metavar="VERB", help=", ".join(VERBS))
+    parser.add_argument("--kills", type=int, default=50, help="in all")
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args()
+    verbs, rng = arguments.verbs or list(VERBS), random.Random(arguments.seed)
+    broken: list[str] = []
+    with tempfile.TemporaryDirectory() as place:
+        os.environ["XDG_STATE_HOME"] = f"{place}/state"
+        master = Path(place, "master")
+        master.mkdir()
+        prepare(master)
+        print(f"{'verb':<8} {'kills':>6} {'broken':>7}")
+        for index, verb in enumerate(verbs):
+            work = Path(place, verb)
+            shutil.copytree(master, work)
+            seconds = finish([*VERBS[verb], *MORE.get(verb, ())], work)
+            kills = len(range(index, arguments.kills, len(verbs)))
+            found = [kill_once(verb, master, work, seconds, rng) for _ in range(kills)]
+            wrong = [f"{verb}: {each}" for each in found if each]
+            print(f"{verb:<8} {kills:>6} {len(wrong):>7}", flush=True)
+            broken += wrong
+    print("\n".join(broken) or f"{arguments.kills} kills, nothing broken")
+    return bool(broken)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
