@@ -175,7 +175,7 @@ class Session:
                 f"tolerance {policy.tol:g} is below what these graphs can reach in half "
                 f"precision, {profile.residual_floor:.1e}; raise it, or export without --half"
             )
-        in_parts = False
+        in_parts: bool | None = None
         if self.budget is not None:
             wanted = settings.confidence and self.manifest.confidence is not None
             choice = self.budget.plan(self.manifest, profile, policy, carry, wanted, instead=self)

@@ -161,7 +161,10 @@ def test_the_form_that_fits_gives_the_same_answers(monkeypatch: pytest.MonkeyPat
     """Eight evaluations as a graph of eight, and as one that is repeated."""
     monkeypatch.setattr(budget_module, "resident_bytes", lambda: 90_000_000)
     settings = SessionSettings(FixedIterations(8), restart_above=1e9, reset_on_cut=False)
-    with Model(SAMPLE, settings) as free, Model(SAMPLE, settings, memory_limit="4GiB") as tight:
+    with (
+        Model(SAMPLE, settings, memory_limit="8GiB") as free,
+        Model(SAMPLE, settings, memory_limit="4GiB") as tight,
+    ):
         assert tight.budget is not None
         whole = free.session()
         tight.budget.limit = least_of(tight)

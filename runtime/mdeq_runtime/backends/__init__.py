@@ -11,7 +11,15 @@ from numpy.typing import NDArray
 
 from edge_mdeq.bundle import Parts, Rung
 
-__all__ = ["Answer", "Backend", "Footprint", "PredictsMemory", "ReportsDeviceMemory", "StreamState"]
+__all__ = [
+    "Answer",
+    "Backend",
+    "CopiesWeights",
+    "Footprint",
+    "PredictsMemory",
+    "ReportsDeviceMemory",
+    "StreamState",
+]
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,6 +102,15 @@ class Footprint:
     library: int
     graphs: int
     working: int
+
+
+@runtime_checkable
+class CopiesWeights(Protocol):
+    """What a backend has besides whose graphs each hold all their weights in host memory."""
+
+    @property
+    def parts_will_do(self) -> bool:
+        """Whether a solve in parts gives the answer of one graph."""
 
 
 @runtime_checkable

@@ -170,6 +170,11 @@ class OrtCpuBackend(OrtBackend):
                 raise MemoryLimitError(f"{path} needs more than its share: {error}") from error
             raise BundleError(f"ONNX Runtime cannot load {path}: {error}") from error
 
+    @property
+    def parts_will_do(self) -> bool:
+        """See ``backends.CopiesWeights``."""
+        return not self.bundle.manifest.solver.best
+
     def footprint(self, graphs: Sequence[str]) -> Footprint:
         """What these graphs would take; see ``backends.PredictsMemory``.
 

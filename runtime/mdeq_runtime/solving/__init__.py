@@ -13,6 +13,7 @@ from mdeq_runtime.policies import FixedIterations, Policy
 from mdeq_runtime.solving.base import NON_FINITE, Solved, Solver
 from mdeq_runtime.solving.fixed import Fixed, fixed_chains, fixed_counts
 from mdeq_runtime.solving.fixed_parts import FixedParts
+from mdeq_runtime.solving.form import saves_memory
 from mdeq_runtime.solving.stepped import Stepped
 
 __all__ = ["NON_FINITE", "Solved", "Solver", "fixed_chains", "make_solver"]
@@ -24,7 +25,7 @@ def make_solver(
     policy: Policy,
     carry: bool,
     restart_above: float,
-    in_parts: bool = False,
+    in_parts: bool | None = None,
 ) -> Solver:
     """The solver for a policy, its graphs loaded.
 
@@ -35,12 +36,15 @@ def make_solver(
         carry: whether any solve may start from the last one's state.
         restart_above: residual above which a warm start is given up: after the solve with a fixed
             number of evaluations, after the first evaluation with any other policy.
-        in_parts: whether a fixed number of evaluations is made by repeating one as well.
+        in_parts: whether a fixed number of evaluations is made by repeating one as well; None:
+            where that saves memory, see ``form``.
 
     Raises:
         SessionError: counts that cannot be made of the bundle's rungs, or a policy that needs a
             solve in parts, which the bundle lacks.
     """
+    if isinstance(policy, FixedIterations) and in_parts is None:
+        in_parts = saves_memory(backend, profile, policy, carry)
     if isinstance(policy, FixedIterations) and not in_parts:
         return Fixed(backend, profile.rungs, policy, carry, restart_above)
     if not profile.parts:
