@@ -1,8 +1,9 @@
 """Which layers compute in integers: all whose rounding the equilibrium bears.
 
-Each layer is quantised alone, and what one evaluation from the equilibrium then moves is its error.
-All are quantised together, and those that cost the most for the time they save go back to floating
-point, one by one, until a refined solve ends where one in full precision does.
+Each layer is quantised alone, and what that moves of the end of a solve is its error: where the
+iteration hardly contracts, a small error of every evaluation adds up to a large one. All are
+quantised together, and those that cost the most for the time they save go back to floating point,
+until a refined solve ends where one in full precision does.
 """
 
 from __future__ import annotations
@@ -29,7 +30,8 @@ __all__ = ["Calibration", "LayerReport", "Ranges", "calibrate", "observe", "quan
 
 TRIED = 2  # images that single layers are judged on
 LEAST = 0.5  # of the multiply-adds, that stay integer: below, int8 would gain nothing
-HEADROOM = 0.7  # of what the gate allows beyond single precision: it looks at other images too
+LONG = 8  # evaluations, of a solve in which a layer's error shows
+HEADROOM = 0.9  # of what the gate allows beyond single precision: it looks at other images too
 READOUT_CHANGE = 0.02  # of any score, up to which a readout computes in integers
 
 Array = NDArray[Any]
@@ -59,7 +61,7 @@ class LayerReport:
         low, high: of what it convolves.
         cut_off: the share of what it convolves that lies outside these.
         constant: channels that always give the same number.
-        error: what its rounding alone moves in one evaluation from the equilibrium, relative.
+        error: what its rounding alone moves of the end of a cold solve, relative.
         integer: whether it computes in integers.
     """
 
@@ -171,7 +173,7 @@ def calibrate(
     layers = find_layers(pieces.cell)
     for layer in layers:
         progress(f"sensitivity of {layer.name}")
-        errors[layer.name] = trial.step_error([layer.name])
+        errors[layer.name] = trial.alone(layer.name, min(evaluations, LONG))
     gain = {layer.name: errors[layer.name] ** 2 / work(layer) for layer in layers}
     order = sorted(gain, key=lambda name: -gain[name])
     base = trial.solve_error([], ["fp32"] * evaluations)
@@ -247,12 +249,12 @@ class Trial:
             self.known = tuple(names), Iteration(pieces, self.single)
         return self.known[1]
 
-    def step_error(self, names: Sequence[str]) -> float:
-        """How far an evaluation in integers leads from one in single precision, at the end."""
-        iteration, errors = self.iteration(names), []
-        for u, state in self.goals[:TRIED]:
-            exact = self.single.solve(u, ["fp32"], state)
-            errors.append(distance(iteration.solve(u, ["int8"], state), exact))
+    def alone(self, name: str, evaluations: int) -> float:
+        """How far a solve with one layer in integers ends from one in single precision."""
+        iteration, errors = self.iteration([name]), []
+        for u, _ in self.goals[:TRIED]:
+            exact = self.single.solve(u, ["fp32"] * evaluations)
+            errors.append(distance(iteration.solve(u, ["int8"] * evaluations), exact))
         return float(np.mean(errors))
 
     def solve_error(self, names: Sequence[str], precisions: Sequence[str]) -> float:
