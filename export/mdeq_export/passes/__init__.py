@@ -10,8 +10,10 @@ from mdeq_export.passes.exact_norm import ExactNorm
 from mdeq_export.passes.group_norm import LowerGroupNorm
 from mdeq_export.passes.half import Half
 from mdeq_export.passes.hold_rounding import HoldRounding
+from mdeq_export.passes.join_affine import JoinAffine
 from mdeq_export.passes.known_constants import KnownConstants
 from mdeq_export.passes.opset import SetOpset
+from mdeq_export.passes.sum_upsampled import SumUpsampled
 from mdeq_export.passes.uint8 import FloatBeforeUint8
 
 __all__ = [
@@ -22,8 +24,10 @@ __all__ = [
     "GraphPass",
     "Half",
     "HoldRounding",
+    "JoinAffine",
     "KnownConstants",
     "LowerGroupNorm",
     "SetOpset",
+    "SumUpsampled",
     "run_passes",
 ]
