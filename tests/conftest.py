@@ -98,6 +98,14 @@ def save_tiny(card: ModelCard, path: Path, seed: int) -> Path:
     return path
 
 
+@pytest.fixture(scope="session", autouse=True)
+def own_state(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """The key of this device, which engines and caches are tagged with, is the user's own."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_STATE_HOME", str(tmp_path_factory.mktemp("state")))
+        yield
+
+
 @pytest.fixture(autouse=True)
 def own_signals() -> Iterator[None]:
     """Commands tried in this process take signals over; what they leave must not reach others."""
