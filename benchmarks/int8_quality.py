@@ -130,18 +130,26 @@ def errors(bundle: Bundle, images: NDArray[np.uint8], longest: int) -> dict[str,
     found: dict[str, list[list[float]]] = {kind: [] for kind in KINDS}
     for image in images:
         u = iteration.injection(image)
+        course = {kind: walk(iteration, u, kind, longest) for kind in KINDS}
         goal = iteration.solve(u, ["fp32"] * CONVERGED)
-        for kind, refine in KINDS.items():
-            course = []
-            for count in range(1, longest + 1):
-                if kind == "fp32" or count > refine:
-                    first = "fp32" if kind == "fp32" else "int8"
-                    plan = [first] * (count - refine) + ["fp32"] * refine
-                    course.append(distance(iteration.solve(u, plan), goal))
-                else:
-                    course.append(float("nan"))
-            found[kind].append(course)
+        for kind, states in course.items():
+            gaps = [float("nan") if z is None else distance(z, goal) for z in states]
+            found[kind].append(gaps)
     return {kind: np.mean(rows, axis=0).round(5).tolist() for kind, rows in found.items()}
+
+
+def walk(
+    iteration: Iteration, u: NDArray[Any], kind: str, longest: int
+) -> list[list[NDArray[Any]] | None]:
+    """What 1, 2, ... evaluations end at; a refined solve leaves that in int8 for the last one."""
+    feeds, ends = iteration.start(), list[list[NDArray[Any]] | None]()
+    for count in range(1, longest + 1):
+        if kind == "refined":
+            ends.append(iteration.step(u, feeds)[0] if count > 1 else None)
+        value, feeds = iteration.step(u, feeds, "fp32" if kind == "fp32" else "int8")
+        if kind != "refined":
+            ends.append(value)
+    return ends
 
 
 def metric(path: Path, data: Path, ignore: list[int]) -> list[dict[str, Any]]:

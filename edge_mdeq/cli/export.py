@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import typer
@@ -118,8 +119,7 @@ def export(
         half=half,
         int8=int8,
         refine=refine,
-        labelled=labelled,
-        ignore=tuple(ignore),
+        score=None if labelled is None else scorer(labelled, ignore),
         size=imgsz,
         tolerances=tolerances_with(atol=atol, rtol=rtol, min_agreement=min_agreement),
         images=data,
@@ -145,6 +145,21 @@ def export(
         app(["engine", str(out), *(["--half"] if half else [])], standalone_mode=False)
         return
     next_step("edge-mdeq", "inspect", str(out))
+
+
+def scorer(labelled: Path, ignore: list[int]) -> Callable[[Path, int], dict[str, float]]:
+    """What scores a bundle's rungs of so many evaluations, by precision.
+
+    Raises, when it is called:
+        DataError: the data cannot be used, or is not of the bundle's task or classes.
+    """
+    from mdeq_runtime.val import ValSettings, validate
+
+    def score(bundle: Path, evaluations: int) -> dict[str, float]:
+        report = validate(bundle, labelled, ValSettings(iterations=(evaluations,), ignore=ignore))
+        return {found.precision: found.value for found in report.scores}
+
+    return score
 
 
 def engine_targets(asked: list[str]) -> list[str]:

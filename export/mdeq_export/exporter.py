@@ -55,8 +55,8 @@ from mdeq_export.quantize import (
     calibration_images,
     calibration_warnings,
     check_int8,
-    judge_metric,
     require_bearable,
+    require_metric,
 )
 from mdeq_export.reference import TorchReference
 from mdeq_export.report.measurements import measure_times
@@ -96,9 +96,8 @@ class ExportSettings:
             see ``mdeq_export.quantize``.
         refine: with int8, how many evaluations at the end of a refined rung are in single
             precision; 0: no such rungs.
-        labelled: with int8, a labelled dataset's folder: the metric of int8 and refined rungs is
-            held to that of single precision.
-        ignore: mask values of it that count nowhere.
+        score: with int8, what scores the rungs of so many evaluations of a bundle's folder on
+            labelled data, by precision: int8 and refined ones are held to single precision.
         tolerances: what the parity gate allows, by precision.
         images: folder of images to measure and verify on; None generates some.
         force: replace an existing bundle.
@@ -116,8 +115,7 @@ class ExportSettings:
     half: bool = False
     int8: bool = False
     refine: int = 1
-    labelled: Path | None = None
-    ignore: tuple[int, ...] = (255,)
+    score: Callable[[Path, int], dict[str, float]] | None = None
     tolerances: dict[str, Tolerance] = field(default_factory=lambda: dict(TOLERANCES))
     images: Path | None = None
     force: bool = False
@@ -249,9 +247,9 @@ def export_bundle(
             precision=usual_precision(first),
         )
         (folder / MANIFEST).write_bytes(encode_manifest(manifest))
-        if settings.labelled is not None:
-            most = max(plan.iterations)
-            judge_metric(folder, settings.labelled, most, settings.ignore, progress)
+        if settings.score is not None:
+            progress("scoring on labelled data")
+            require_metric(settings.score(folder, max(plan.iterations)))
         progress("measuring times")  # after the hashes: it is of this machine and moment
         update_measurements(folder, **measure_times(folder, manifest))
         progress("writing the report")

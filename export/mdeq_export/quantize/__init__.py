@@ -7,13 +7,13 @@ it for a bundle.
 
 from mdeq_export.quantize.adding import Quantiser
 from mdeq_export.quantize.asking import calibration_images, calibration_warnings, check_int8
-from mdeq_export.quantize.gate import judge_metric, require_bearable
+from mdeq_export.quantize.gate import require_bearable, require_metric
 
 __all__ = [
     "Quantiser",
     "calibration_images",
     "calibration_warnings",
     "check_int8",
-    "judge_metric",
     "require_bearable",
+    "require_metric",
 ]

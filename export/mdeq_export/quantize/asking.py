@@ -35,7 +35,7 @@ class Asked(Protocol):
     @property
     def refine(self) -> int: ...
     @property
-    def labelled(self) -> Path | None: ...
+    def score(self) -> object | None: ...
 
 
 def check_int8(asked: Asked) -> None:
@@ -45,7 +45,7 @@ def check_int8(asked: Asked) -> None:
         ConfigError: with what to leave out.
     """
     if not asked.int8:
-        if asked.labelled is not None:
+        if asked.score is not None:
             raise ConfigError("labelled data judges int8; give --int8, or leave --labelled out")
         return
     if asked.half:

@@ -8,8 +8,7 @@ integers left by the spectral radius each.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Mapping
 
 from edge_mdeq.bundle import Verification
 from edge_mdeq.errors import ParityError
@@ -18,7 +17,6 @@ __all__ = [
     "METRIC_DROP",
     "REFINED_RATIO",
     "bound",
-    "judge_metric",
     "require_bearable",
     "require_metric",
 ]
@@ -60,12 +58,11 @@ def require_bearable(report: Verification) -> None:
             )
 
 
-def require_metric(scores: dict[str, float], metric: str) -> None:
+def require_metric(scores: Mapping[str, float]) -> None:
     """Hold int8 and refined rungs to the metric of single precision.
 
     Args:
         scores: by precision, of as many evaluations.
-        metric: its name, for the message.
 
     Raises:
         ParityError: one lost too much.
@@ -77,37 +74,7 @@ def require_metric(scores: dict[str, float], metric: str) -> None:
         if not drop <= allowed:
             advice = "give --refine 2, or calibrate" if precision == "refined" else "calibrate"
             raise ParityError(
-                f"{metric} is {scores[precision]:.4f} in {precision} and {scores['fp32']:.4f} in "
+                f"the metric is {scores[precision]:.4f} in {precision} and {scores['fp32']:.4f} in "
                 f"fp32, {drop:.4f} less; allowed is {allowed}. To mend it, {advice} on more of the "
                 "images that it will see (--data), or leave out --int8; nothing was written"
             )
-
-
-def judge_metric(
-    bundle: Path,
-    labelled: Path,
-    evaluations: int,
-    ignore: Sequence[int],
-    progress: Callable[[str], None],
-) -> None:
-    """Hold int8 and refined rungs to single precision's metric on labelled data.
-
-    Args:
-        bundle: its folder, whole.
-        labelled: a dataset's folder, as ``edge-mdeq val`` takes it.
-        evaluations: of the rungs that are compared.
-        ignore: mask values that count nowhere.
-        progress: told what is being done.
-
-    Raises:
-        DataError: the data cannot be used, or is not of this task or these classes.
-        ParityError: one lost too much.
-    """
-    from mdeq_runtime.val import ValSettings, validate
-
-    def said(done: int, total: int) -> None:
-        progress(f"metric after {evaluations} evaluations, {done} of {total} images")
-
-    asked = ValSettings(iterations=(evaluations,), ignore=ignore)
-    report = validate(bundle, labelled, asked, said)
-    require_metric({score.precision: score.value for score in report.scores}, report.metric)

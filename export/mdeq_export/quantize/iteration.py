@@ -24,6 +24,7 @@ def session_of(model: ir.Model) -> ort.InferenceSession:
     options.log_severity_level = 3
     options.enable_mem_reuse = False
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    ir.external_data.load_to_model(model)  # what lies in a file has no folder to be found in
     raw = ir.to_proto(model).SerializeToString()
     return ort.InferenceSession(raw, options, providers=["CPUExecutionProvider"])
 

@@ -208,7 +208,7 @@ def test_what_does_not_go_together_with_int8(settings: dict[str, object], words:
 
 def test_labelled_data_without_int8_is_refused() -> None:
     with pytest.raises(ConfigError, match="give --int8"):
-        ExportSettings(labelled=Path("data"))
+        ExportSettings(score=lambda bundle, evaluations: {})
 
 
 @two_images()
@@ -226,3 +226,21 @@ def test_a_gate_that_fails_leaves_the_old_bundle(
         )
     assert (path / "manifest.json").read_bytes() == before
     open_bundle(path, verify=True)
+
+
+@two_images()
+@traced_once()
+def test_a_metric_that_falls_too_far_leaves_the_old_bundle(
+    classifier_weights: Path, classifier_bundle: Path, own_copy: Copy
+) -> None:
+    path = own_copy(classifier_bundle)
+    before = (path / "manifest.json").read_bytes()
+
+    def score(bundle: Path, evaluations: int) -> dict[str, float]:
+        assert open_bundle(bundle).manifest.precision == "int8"
+        return {"fp32": 0.8, "int8": 0.78}
+
+    settings = ExportSettings(iterations=(2,), int8=True, refine=0, score=score, force=True)
+    with pytest.raises(ParityError, match=r"0\.7800 in int8 and 0\.8000 in fp32"):
+        export_bundle(classifier_weights, path, settings)
+    assert (path / "manifest.json").read_bytes() == before

@@ -51,13 +51,13 @@ def test_calibration_aims_below_what_the_gate_allows() -> None:
     ("scores", "words"),
     [
         ({"refined": 0.794, "int8": 0.80}, r"0.7940 in refined and 0.8000 in fp32.*--refine 2"),
-        ({"refined": 0.799, "int8": 0.78}, r"accuracy is 0.7800 in int8.*allowed is 0.01"),
+        ({"refined": 0.799, "int8": 0.78}, r"metric is 0.7800 in int8.*allowed is 0.01"),
     ],
 )
 def test_a_metric_that_falls_too_far_is_named(scores: dict[str, float], words: str) -> None:
     with pytest.raises(ParityError, match=words):
-        require_metric({"fp32": 0.8} | scores, "accuracy")
+        require_metric({"fp32": 0.8} | scores)
 
 
 def test_a_metric_that_falls_a_little_or_rises_will_do() -> None:
-    require_metric({"fp32": 0.8, "int8": 0.791, "refined": 0.81}, "accuracy")
+    require_metric({"fp32": 0.8, "int8": 0.791, "refined": 0.81})
