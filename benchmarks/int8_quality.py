@@ -7,7 +7,7 @@
 BUNDLE was exported with ``--int8``. From a cold start the same images are solved in fp32, in int8
 and in int8 with a last evaluation in fp32; errors are against the converged state in fp32,
 relative, mean over the images. Times are of an ``advance`` of one evaluation, fp32 and int8 in
-turn, medians with quartiles: of the clock, and of the processor, which other load stretches less.
+turn: of the clock, and of the processor, which other load stretches less.
 An error at equal time is that of as many evaluations as fit into so many of fp32. ``--data`` scores
 the rungs too. With ``--filled`` weights are drawn, so that only the times mean anything.
 """
@@ -38,7 +38,7 @@ CONVERGED = 60  # evaluations, after which a state in fp32 is taken for the equi
 KINDS = {"fp32": 0, "int8": 0, "refined": 1}  # and how many of the last are in fp32
 COLOURS = {"fp32": "#4c72b0", "int8": "#c44e52", "refined": "#55a868"}
 
-Quartiles = tuple[float, float, float]
+Spread = tuple[float, float, float]
 
 
 def main() -> None:
@@ -90,8 +90,8 @@ def drawn(name: str, folder: Path) -> Path:
     return out
 
 
-def times(bundle: Bundle, rounds: int) -> dict[str, dict[str, Quartiles]]:
-    """Quartiles of the milliseconds of an evaluation, on the clock and of the processor."""
+def times(bundle: Bundle, rounds: int) -> dict[str, dict[str, Spread]]:
+    """Milliseconds of an evaluation, on the clock and of the processor; see ``spread``."""
     parts = {parts.precision: parts for parts in bundle.profile("ort-cpu").parts}
     graphs = {
         name: next(rung.graph for rung in each.advance if rung.evaluations == 1)
@@ -114,13 +114,13 @@ def times(bundle: Bundle, rounds: int) -> dict[str, dict[str, Quartiles]]:
                 taken["clock"][name].append(1e3 * (time.perf_counter() - started))
                 taken["processor"][name].append(1e3 * (time.process_time() - spent))
     return {
-        kind: {name: quartiles(each) for name, each in found.items()}
-        for kind, found in taken.items()
+        kind: {name: spread(each) for name, each in found.items()} for kind, found in taken.items()
     }
 
 
-def quartiles(values: list[float]) -> Quartiles:
-    low, middle, high = np.quantile(values, [0.25, 0.5, 0.75])
+def spread(values: list[float]) -> Spread:
+    """Least, median and upper quartile."""
+    low, middle, high = np.quantile(values, [0.0, 0.5, 0.75])
     return round(float(low), 2), round(float(middle), 2), round(float(high), 2)
 
 
@@ -161,13 +161,17 @@ def metric(path: Path, data: Path, ignore: list[int]) -> list[dict[str, Any]]:
     ]
 
 
-def times_table(bundle: Bundle, found: dict[str, dict[str, Quartiles]]) -> Table:
-    table = Table(title=f"{bundle.manifest.name}: one evaluation, ms", title_justify="left")
-    for column in ("", "fp32, quartiles", "int8, quartiles", "ratio of medians"):
+def times_table(bundle: Bundle, found: dict[str, dict[str, Spread]]) -> Table:
+    table = Table(
+        title=f"{bundle.manifest.name}: one evaluation, ms: least, median, upper quartile",
+        title_justify="left",
+    )
+    for column in ("", "fp32", "int8", "ratio of medians", "of the least"):
         table.add_column(column, justify="left" if not column else "right")
     for kind, by in found.items():
         shown = [" / ".join(f"{value:.2f}" for value in by[name]) for name in ("fp32", "int8")]
-        table.add_row(kind, *shown, f"{by['fp32'][1] / by['int8'][1]:.2f}")
+        ratios = [f"{by['fp32'][k] / by['int8'][k]:.2f}" for k in (1, 0)]
+        table.add_row(kind, *shown, *ratios)
     return table
 
 
