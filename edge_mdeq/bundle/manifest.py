@@ -41,6 +41,7 @@ SCHEMA = 1
 REQUIRES = "0.1.0"  # the first edge-mdeq that reads what this one writes
 
 BYTES = {"bool": 1, "int8": 1, "uint8": 1, "float16": 2, "int32": 4, "float32": 4, "int64": 8}
+MOST_DIMENSIONS = 8  # of a tensor; NumPy has a limit of its own, and no error of ours for it
 LARGEST = 2**32  # bytes of a tensor; the readout of 1024 x 2048 pixels would have 159 MB
 SHA256 = re.compile(r"[0-9a-f]{64}")
 VERSION = re.compile(r"\d{1,4}(\.\d{1,4}){0,3}")
@@ -60,7 +61,12 @@ class TensorSpec:
                 f"tensor {self.name!r} has the type {self.dtype!r}; known: {', '.join(BYTES)}"
             )
         batch, *rest = self.shape or (0,)
-        if (batch < 1 and batch != -1) or min(rest, default=1) < 1 or self.bytes > LARGEST:
+        if (
+            (batch < 1 and batch != -1)
+            or min(rest, default=1) < 1
+            or len(rest) >= MOST_DIMENSIONS
+            or self.bytes > LARGEST
+        ):
             raise ConfigError(
                 f"tensor {self.name!r} has the shape {list(self.shape)}, which is none, or more "
                 f"than {LARGEST} bytes"

@@ -18,6 +18,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent))
 
 from artefacts import ARTEFACTS
+from durability import replay
 from tracing import CHANGING, Point, Tracer, unavailable
 
 __all__ = ["Sweep"]
@@ -34,6 +35,7 @@ class Sweep:
     Attributes:
         kills: how many there were.
         broken: what they left that was neither the old nor the new, in words.
+        lost: what a power cut would have taken from a writer that was done, by what was there.
     """
 
     def __init__(self, name: str, tracer: Tracer, folder: Path) -> None:
@@ -41,6 +43,7 @@ class Sweep:
         self.name, self.kills = name, 0
         self.broken: list[str] = []
         self.tidy: dict[str | None, set[str]] = {}
+        self.lost: dict[str | None, list[str]] = {}
 
     def prepared(self, start: str | None) -> Path:
         """An own copy of a folder in which ``start`` is, or nothing."""
@@ -59,6 +62,8 @@ class Sweep:
         calls = self.tracer.write(work, "new")
         assert self.artefact.read(work) == "new"
         self.tidy[start] = names(work)
+        disk = replay(calls, work)
+        self.lost[start] = disk.faults + disk.lost(work / self.artefact.place)
         return [(c.name, c.number) for c in calls if c.name in CHANGING and str(work) in c.text]
 
     def kill(self, start: str | None, point: Point) -> None:

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -18,7 +19,7 @@ SILENCE_S = 60.0  # a worker starts within, and ends a case that hangs itself
 
 @dataclass(frozen=True)
 class Finding:
-    """A case that must not be: ``python worker.py TARGET FOLDER SEED SEED+1`` repeats it."""
+    """A case that must not be: ``python worker.py TARGET FOLDER SEED`` repeats it."""
 
     target: str
     seed: int
@@ -40,40 +41,47 @@ class Tally:
     findings: list[Finding] = field(default_factory=list)
 
 
-def fuzz(target: str, folder: Path, first: int, end: int, most: int = 20) -> Tally:
-    """Run the cases ``first`` to ``end``, without the latter.
+def fuzz(target: str, folder: Path, seeds: Sequence[int], most: int = 20) -> Tally:
+    """Run a case for each of ``seeds``.
 
     Args:
         target: its name among ``targets.TARGETS``.
         folder: what the target starts from, and works in.
-        first, end: seeds.
+        seeds: of the cases.
         most: findings after which it gives up.
     """
-    tally = Tally(target)
-    while first < end and len(tally.findings) < most:
-        first = work(tally, folder, first, end)
+    tally, left = Tally(target), list(seeds)
+    while left and len(tally.findings) < most:
+        left = left[work(tally, folder, left) :]
     return tally
 
 
-def work(tally: Tally, folder: Path, first: int, end: int) -> int:
-    """Let one worker go as far as it gets; the seed to go on with."""
+def work(tally: Tally, folder: Path, seeds: Sequence[int]) -> int:
+    """Let one worker go as far as it gets; how many cases that was."""
     environment = os.environ | {
         "OMP_NUM_THREADS": "1",
         "OPENBLAS_NUM_THREADS": "1",
         "PYTHONWARNINGS": "ignore",
     }
-    command = [sys.executable, str(WORKER), tally.target, str(folder), str(first), str(end)]
-    with tempfile.TemporaryFile() as errors:
+    command = [sys.executable, str(WORKER), tally.target, str(folder)]
+    done = 0
+    with tempfile.TemporaryFile() as errors, tempfile.TemporaryFile("w+") as given:
+        given.write(" ".join(map(str, seeds)))
+        given.seek(0)
         with subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=errors, env=environment, cwd=folder, text=True
+            command,
+            stdin=given,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            env=environment,
+            cwd=folder,
+            text=True,
         ) as worker:
             assert worker.stdout is not None
-            seed, started = first, False
             for line in worker.stdout:
                 word = line.strip()
                 if word.isdigit():
-                    seed, started = int(word), True
-                    tally.cases += 1
+                    done += 1
                 elif word == "taken":
                     tally.taken += 1
                 elif word == "refused":
@@ -81,12 +89,13 @@ def work(tally: Tally, folder: Path, first: int, end: int) -> int:
             status = worker.wait(timeout=SILENCE_S)
         errors.seek(max(0, errors.seek(0, 2) - 6000))
         said = errors.read().decode(errors="replace")
+    tally.cases += done
     if status == 0:
-        return end
-    if not started:
+        return done
+    if not done:
         raise RuntimeError(f"{tally.target} cannot be prepared: {said}")
-    tally.findings.append(Finding(tally.target, seed, verdict(status, said), said))
-    return seed + 1
+    tally.findings.append(Finding(tally.target, seeds[done - 1], verdict(status, said), said))
+    return done
 
 
 def verdict(status: int, said: str) -> str:
@@ -94,7 +103,7 @@ def verdict(status: int, said: str) -> str:
         return f"crashed with {signal.Signals(-status).name}"
     if "Timeout (" in said:
         return "hung"
-    if "MemoryError" in said or "bad_alloc" in said or "allocate" in said:
+    if any(word in said for word in ("MemoryError", "bad_alloc", "can't allocate memory")):
         return "took more memory than it may"
     if status == 3:
         return f"raised {said.strip().splitlines()[-1][:200]}"

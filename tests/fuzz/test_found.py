@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from edge_mdeq.bundle import open_bundle
+from edge_mdeq.bundle import TensorSpec, open_bundle
 from edge_mdeq.bundle.decoding import decode_manifest
 from edge_mdeq.config import decode_card
 from edge_mdeq.errors import BundleError, ConfigError, EdgeMdeqError
@@ -24,6 +24,11 @@ def test_text_that_is_no_utf8_is_no_json() -> None:
         decode_manifest(NO_TEXT, "manifest.json")
     with pytest.raises(ConfigError, match="not valid JSON"):
         decode_card(NO_TEXT, "model.json")
+
+
+def test_a_tensor_of_hundreds_of_dimensions_is_none() -> None:
+    with pytest.raises(ConfigError, match="which is none"):
+        TensorSpec("state", "float32", (1,) * 303)
 
 
 def test_text_that_is_no_utf8_is_no_policy() -> None:

@@ -1,4 +1,4 @@
-"""Runs cases of one target, until something happens: ``python worker.py TARGET FOLDER FIRST END``.
+"""Runs cases of one target, until something happens: ``python worker.py TARGET FOLDER SEED...``.
 
 A line for each seed before its case, so that whoever started this knows which case it died of.
 Memory is limited, and a case that takes longer than its time ends the process with a traceback.
@@ -32,14 +32,15 @@ def limit_memory() -> None:
 
 
 def main() -> None:
-    name, folder, first, end = sys.argv[1], Path(sys.argv[2]), *map(int, sys.argv[3:5])
+    name, folder = sys.argv[1], Path(sys.argv[2])
+    seeds = [int(word) for word in sys.argv[3:] or sys.stdin.read().split()]
     say = os.dup(1)
     os.dup2(2, 1)  # what libraries print is no report
     target = ({"harm": Harm} | TARGETS)[name](folder)
     target.prepare()
     limit_memory()
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    for seed in range(first, end):
+    for seed in seeds:
         os.write(say, f"{seed}\n".encode())
         faulthandler.dump_traceback_later(HANG_S, exit=True)
         try:
