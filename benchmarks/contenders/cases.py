@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
@@ -18,6 +19,7 @@ ROOT = Path(__file__).parents[2]
 SAMPLES = ROOT / "samples" / "models"
 MODELS = ("imagenet-small", "camvid-nano", "clothing-small", "cityscapes-small")
 MEMORY_ONLY = {"cityscapes-small": (512, 1024)}  # at a size
+DIGITS = 10  # of a digest
 COUNTS = ("1", "2", "4", "8")
 SAVE = (
     "import sys; from pathlib import Path; from filled import save_filled;"
@@ -55,6 +57,9 @@ def make_case(
     """
     notes: list[str] = []
     folder = out / f"{name}-{digest(name)}"
+    for outdated in out.glob(f"{name}-{'?' * DIGITS}"):
+        if outdated != folder:
+            shutil.rmtree(outdated)
     folder.mkdir(parents=True, exist_ok=True)
     sample = SAMPLES / name
     weights = sample if sample.is_dir() else folder / "weights"
@@ -87,7 +92,7 @@ def digest(name: str) -> str:
     ]
     for path in sorted([*files, *(SAMPLES / name).glob("*.safetensors")]):
         found.update(path.read_bytes())
-    return found.hexdigest()[:10]
+    return found.hexdigest()[:DIGITS]
 
 
 def draw(name: str, bundle: Path) -> None:
