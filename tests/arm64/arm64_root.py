@@ -19,6 +19,13 @@ __all__ = ["Arm64Root", "missing"]
 
 RELEASE, PYTHON = "bookworm", "3.11"
 PACKAGES = ("ca-certificates", "libgl1", "libglib2.0-0", "python3-pip", "python3-venv")
+ENTER = """
+root=$1; shift
+mount -t proc proc "$root/proc"
+mount --rbind /sys "$root/sys"
+mount --rbind /dev "$root/dev"
+exec chroot "$root" "$@"
+"""
 BINFMT = Path("/proc/sys/fs/binfmt_misc/qemu-aarch64")
 PLATFORMS = ("manylinux2014_aarch64", "manylinux_2_28_aarch64", "manylinux_2_34_aarch64")
 
@@ -95,13 +102,14 @@ class Arm64Root:
         return inside
 
     def run(self, *command: str, **environment: str) -> str:
-        """Run a program inside; what it printed.
+        """Run a program inside, with /proc, /sys and /dev mounted for it alone; what it printed.
 
         Raises:
             RuntimeError: it failed; with the end of what it said.
         """
         inside = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "HOME": "/root", "LC_ALL": "C.UTF-8"}
-        return call("chroot", str(self.path), *command, env={**inside, **environment})
+        words = ["unshare", "--mount", "sh", "-ec", ENTER, "sh", str(self.path), *command]
+        return call(*words, env={**inside, **environment})
 
 
 def call(*command: str, env: dict[str, str] | None = None) -> str:

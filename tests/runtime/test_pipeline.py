@@ -281,7 +281,7 @@ def test_sigint_while_the_camera_hangs(tmp_path: Path) -> None:
     assert process.returncode == 0
     assert rest == "True True\n"
     last = json.loads(lines.read_text().splitlines()[-1])["index"]
-    assert count_frames(video) == last + 1
+    assert last + 1 <= count_frames(video) <= 2 * last  # a gap in time is filled with copies
 
 
 def test_an_error_of_the_session_closes_everything_and_stays_the_error(
