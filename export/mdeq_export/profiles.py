@@ -8,7 +8,8 @@
 | tensorrt-10 | 20 | InstanceNormalization | in the graph | symmetric int8 |
 | tensorrt-11, tensorrt-rtx | 21 | GroupNormalization | in the graph | symmetric int8 |
 
-For ort-cpu, norms behind a Relu are written out, for the exactness of their sums. ONNX Runtime's
+For ort-cpu, norms behind a Relu are written out, for the exactness of their sums; gains and biases
+are one node, and coarse maps are added before they are enlarged, for speed. ONNX Runtime's
 CUDA provider lacks Reshape, Cast and Transpose of opset 21 in 1.23, and Resize of 19; what it lacks
 runs on the CPU, in the midst of every norm. TensorRT 10 is the 10.3 of JetPack 6: its
 parser knows opset 21's GroupNormalization from 10.9 on.
@@ -28,9 +29,11 @@ from mdeq_export.passes import (
     FloatBeforeUint8,
     GraphPass,
     Half,
+    JoinAffine,
     KnownConstants,
     LowerGroupNorm,
     SetOpset,
+    SumUpsampled,
 )
 
 __all__ = ["PROFILES", "TargetProfile", "lookup_profile"]
@@ -84,13 +87,19 @@ class TargetProfile:
         return (*self.passes, Half()) if self.half == "graph" else self.passes
 
 
-def onnx_runtime(name: str, opset: int, before: tuple[GraphPass, ...] = ()) -> TargetProfile:
+def onnx_runtime(
+    name: str,
+    opset: int,
+    before: tuple[GraphPass, ...] = (),
+    after: tuple[GraphPass, ...] = (),
+    operators: frozenset[str] = frozenset(),
+) -> TargetProfile:
     """ONNX Runtime: GroupNormalization costs it nine small operators."""
     return TargetProfile(
         name,
         opset=opset,
-        passes=(Anonymise(), *before, LowerGroupNorm(), DropIdentity(), SetOpset(opset)),
-        operators=COMMON | {"InstanceNormalization"},
+        passes=(Anonymise(), *before, LowerGroupNorm(), *after, DropIdentity(), SetOpset(opset)),
+        operators=COMMON | {"InstanceNormalization"} | operators,
         half="graph",
         int8="asymmetric uint8",
     )
@@ -113,7 +122,13 @@ def tensorrt(name: str, opset: int, half: Literal["graph", "flag"] = "graph") ->
 PROFILES = {
     profile.name: profile
     for profile in (
-        onnx_runtime("ort-cpu", opset=21, before=(ExactNorm(),)),
+        onnx_runtime(
+            "ort-cpu",
+            opset=21,
+            before=(ExactNorm(),),
+            after=(SumUpsampled(), JoinAffine()),
+            operators=frozenset({"BatchNormalization"}),
+        ),
         onnx_runtime("ort-cuda", opset=17),
         tensorrt("tensorrt-8", opset=17, half="flag"),
         tensorrt("tensorrt-10", opset=20),
