@@ -187,7 +187,7 @@ def claiming(out: Path, record: dict[str, Any]) -> Iterator[None]:
         if path.exists():
             try:
                 found = msgspec.json.decode(path.read_bytes(), type=dict[str, Any])
-            except msgspec.MsgspecError:
+            except (msgspec.MsgspecError, UnicodeDecodeError):
                 found = {}
             if differing := [name for name in record if found.get(name, "") != record[name]]:
                 raise SinkError(

@@ -26,7 +26,7 @@ def decode_manifest(raw: bytes, where: str) -> Manifest:
     """
     try:
         value: Any = msgspec.json.decode(raw)
-    except (msgspec.DecodeError, RecursionError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise BundleError(f"{where} is not valid JSON ({error}); export the bundle anew") from error
     if not isinstance(value, dict) or value.get("format") != FORMAT:
         raise BundleError(f"{where} is not the manifest of an edge-mdeq bundle")

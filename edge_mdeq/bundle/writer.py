@@ -41,10 +41,10 @@ def writing_bundle(path: Path, force: bool = False) -> Iterator[Path]:
     if path.suffix != BUNDLE_SUFFIX:
         raise BundleError(f"{path} must end in {BUNDLE_SUFFIX}")
     remove_remains(path)
-    if path.exists():
+    if os.path.exists(path):
         if not force:
             raise BundleError(f"{path} already exists; replace it with --force")
-        if not (path / MANIFEST).is_file():
+        if not os.path.isfile(path / MANIFEST):
             raise BundleError(
                 f"{path} exists and is not a bundle; remove it or choose another name"
             )

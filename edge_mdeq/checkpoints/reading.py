@@ -7,6 +7,7 @@ before it is called.
 from __future__ import annotations
 
 import hashlib
+import os
 import pickle
 import tarfile
 import warnings
@@ -49,9 +50,9 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         WeightsError: the file is missing, truncated, of another kind, needs code to be executed,
             or holds no mapping of names to tensors.
     """
-    if path.is_dir():
+    if os.path.isdir(path):
         raise WeightsError(f"{path} is a folder; name the checkpoint file in it")
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise WeightsError(f"checkpoint {path} does not exist")
     if path.suffix == ".safetensors":
         try:

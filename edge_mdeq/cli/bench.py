@@ -109,9 +109,9 @@ def check_writable(path: Path) -> None:
         ConfigError: it cannot.
     """
     problem = ""
-    if path.is_dir():
+    if os.path.isdir(path):
         problem = "it is a folder"
-    elif not path.parent.is_dir():
+    elif not os.path.isdir(path.parent):
         problem = f"there is no folder {path.parent}"
     elif not os.access(path.parent, os.W_OK | os.X_OK):
         problem = f"{path.parent} is not writable"

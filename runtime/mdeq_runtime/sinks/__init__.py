@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -97,7 +98,7 @@ def _unknown_scheme(scheme: str, text: str) -> str:
 
 
 def _unknown_suffix(path: Path) -> str:
-    if path.is_dir():
+    if os.path.isdir(path):
         return f"output {path} is a folder; write {path}/ for a mask per frame, or name a file"
     hint = did_you_mean(path.suffix.lower(), SUFFIXES) or ";"
     kind = f"suffix {path.suffix!r}" if path.suffix else "a name without suffix"

@@ -113,9 +113,9 @@ def check_file(path: Path) -> None:
     Raises:
         SinkError: a folder or a protected file is in its place, or its parent cannot be written.
     """
-    if path.is_dir():
+    if os.path.isdir(path):
         raise SinkError(f"{path} is a folder; name a file")
-    if not path.exists():
+    if not os.path.exists(path):
         check_folder(path.parent)
     elif not os.access(path, os.W_OK):
         raise SinkError(f"no permission to write {path}; choose another name")
@@ -127,9 +127,9 @@ def refuse_clashes(source: Source, sinks: Sequence[Sink]) -> None:
     Raises:
         SinkError: one does.
     """
-    read = {file.resolve() for file in source.files}
+    read = {real(file) for file in source.files}
     taken: set[Path] = set()
-    for place in (sink.place.resolve() for sink in sinks if sink.place is not None):
+    for place in (real(sink.place) for sink in sinks if sink.place is not None):
         if place in read:
             raise SinkError(f"output {place} is the source itself; choose another name")
         if any(file.parent == place and file.suffix.lower() in PICTURES for file in read):
@@ -140,3 +140,8 @@ def refuse_clashes(source: Source, sinks: Sequence[Sink]) -> None:
         if place in taken:
             raise SinkError(f"output {place} is given twice; drop one")
         taken.add(place)
+
+
+def real(path: Path) -> Path:
+    """Where a path leads; unlike ``Path.resolve`` links that go round in circles do no harm."""
+    return Path(os.path.realpath(path))

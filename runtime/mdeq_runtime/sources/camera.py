@@ -141,7 +141,7 @@ def check_device(path: Path) -> None:
     Raises:
         SourceError: it is not there, or this user may not use it.
     """
-    if not path.exists():
+    if not os.path.exists(path):
         found = ", ".join(sorted(str(device) for device in Path("/dev").glob("video*")))
         raise SourceError(
             f"there is no camera {path} (found: {found or 'none'}); plug it in, or choose another"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import os
 from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import unquote
@@ -52,9 +53,9 @@ def open_once(name: str, known: str) -> Source:
     path = Path(name)
     if not name:
         raise SourceError(f"the source is empty; give {known}")
-    if path.is_dir():
+    if os.path.isdir(path):
         return images(name, list(path.iterdir()), "folder")
-    if path.exists():  # before globbing: a real name may hold brackets
+    if os.path.exists(path):  # before globbing: a real name may hold brackets
         if path.suffix.lower() in IMAGE_SUFFIXES:
             return ImageFiles([path], f"image {path}")
         return VideoFile(path)
@@ -64,7 +65,7 @@ def open_once(name: str, known: str) -> Source:
 
 
 def images(name: str, found: list[Path], kind: str) -> Source:
-    pictures = images_among([path for path in found if path.is_file()])
+    pictures = images_among([path for path in found if os.path.isfile(path)])
     if not pictures:
         raise SourceError(
             f"no image in {kind} {name} ({len(found)} other entries, seen from {Path.cwd()}); "

@@ -260,7 +260,7 @@ def read_record(path: Path) -> EngineRecord:
         return msgspec.json.decode(read_capped(path, RECORD_LIMIT), type=EngineRecord)
     except OSError as error:
         raise EngineError(f"{path.name} cannot be read ({error.strerror})") from error
-    except (msgspec.MsgspecError, RecursionError) as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise EngineError(f"{path.name} is no record of an engine ({error})") from error
 
 

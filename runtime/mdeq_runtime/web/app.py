@@ -10,7 +10,7 @@ from importlib.resources import files
 import msgspec
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -175,6 +175,8 @@ class Actions:
             body = await asyncio.wait_for(read_body(request), BODY_S)
         except asyncio.TimeoutError:
             return failure(408, f"the rest of the request did not come within {BODY_S:g} s")
+        except ClientDisconnect:
+            return failure(400, "the rest of the request did not come")  # nobody reads that
         if body is None:
             return failure(413, f"a request has at most {BODY} bytes")
         session = self.figures.session

@@ -43,7 +43,7 @@ def read_policy(body: bytes) -> Policy:
     """
     try:
         wish = msgspec.json.decode(body, type=Wish)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"this is no policy: {error}") from error
     given: dict[str, Any] = {} if wish.tolerance is None else {"tol": wish.tolerance}
     if wish.policy == "fixed":
