@@ -5,7 +5,8 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 DEVICE := .venv-device
 
-.PHONY: demo demo-device test lint types contracts pytest test-gpu test-arm64 test-pythons wheel bench clean help
+.PHONY: bench clean contracts demo demo-device fuzz help lint pytest soak test test-arm64 test-gpu
+.PHONY: test-pythons types wheel
 
 help:  ## what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
@@ -60,10 +61,19 @@ test-arm64: $(STAMP)  ## the device half on an emulated arm64 Debian, kept betwe
 test-pythons: $(STAMP)  ## the device half in every supported Python that is found, without torch
 	$(BIN)/python tests/packaging/try_pythons.py
 
+fuzz: $(STAMP)  ## damaged input, kills before every file operation and at random (hours)
+	$(BIN)/python -m pytest -q -s -m fuzz tests/fuzz
+	$(BIN)/python tests/faults/sweep.py
+	$(BIN)/python -W ignore tests/faults/verbs.py --kills 50
+
+soak: $(STAMP)  ## two hours' worth of frames, with losses, reloads and viewers
+	$(BIN)/python benchmarks/soak.py
+	$(BIN)/python benchmarks/long_run.py
+
 wheel: $(STAMP)  ## wheel and sdist, tried in fresh environments, one of them without torch
 	$(BIN)/python tests/packaging/try_wheel.py
 
-bench: $(STAMP)  ## the figures that the README quotes
+bench: $(STAMP)  ## some of the figures that the README quotes
 	$(BIN)/python benchmarks/export_cost.py
 	$(BIN)/python benchmarks/device_memory.py
 	$(BIN)/python benchmarks/startup.py
