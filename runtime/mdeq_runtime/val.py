@@ -97,23 +97,23 @@ class RungScore:
         start: "cold" (each image from zero) or "warm" (from the state of the frame before).
         evaluations: of f per image.
         steps: the precisions that they ran in, such as "4 fp32".
-        precision: "fp32", "fp16", "int8" or "refined".
         value: mean IoU, or the share of right answers.
         balanced: for classification the mean over the classes of their share; else None.
         per_class: IoU or share per class; None where a class neither occurs nor is answered.
         residual: mean relative residual; None if a solve ended in NaN or infinity.
         card: what the model card has for the same start and count, if it does.
+        precision: "fp32", "fp16", "int8" or "refined".
     """
 
     start: Start
     evaluations: int
     steps: str
-    precision: str
     value: float
     balanced: float | None
     per_class: tuple[float | None, ...]
     residual: float | None
     card: float | None
+    precision: str = "fp32"
 
 
 @dataclass(frozen=True)
