@@ -55,7 +55,7 @@ def test_a_child_process_is_not_asked_again(tmp_path: Path) -> None:
     ("usec", "pid", "seconds"),
     [
         ("500000", "", 0.5),
-        ("500000", str(os.getpid()), 0.5),
+        pytest.param("500000", str(os.getpid()), 0.5, id="ours"),
         ("500000", "1", None),  # another process is watched
         ("0", "", None),
         ("-5", "", None),
