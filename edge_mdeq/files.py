@@ -24,13 +24,14 @@ __all__ = [
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
+def replacing(path: Path, sweep: bool = True) -> Iterator[Path]:
     """Yield a temporary sibling of ``path``; on success it is fsynced and takes its place.
 
     If the block raises, the sibling is removed and ``path`` stays as it was. What killed writers of
-    ``path`` left is removed first.
+    ``path`` left is removed first, unless ``sweep`` says that somebody counts it.
     """
-    remove_remains(path)
+    if sweep:
+        remove_remains(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         yield temporary

@@ -134,7 +134,7 @@ def write_results(model: Model, item: Item, path: Path) -> None:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with (
-        replacing(path) as temporary,
+        replacing(path, sweep=False) as temporary,  # what is left of dead workers counts them
         temporary.open("wb") as file,
         open_source(item.source) as source,
         model.session() as session,

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import groupby
 from pathlib import Path
 
 import cv2
@@ -177,9 +178,11 @@ def test_run_appends_metrics_to_a_file(segmenter_bundle: Path, tmp_path: Path) -
     assert "wrote m.jsonl" in first.stdout
     assert call(*arguments[:5], "--max-frames", "2", cwd=tmp_path).returncode == 0
     entries = [json.loads(line) for line in (tmp_path / "m.jsonl").read_text().splitlines()]
-    assert [entry["frames"] for entry in entries] == [0, 1, 2, 3, 4, 5, 2]
-    assert entries[5]["cold"]["first_frame"] == 1
-    assert entries[5]["rss_bytes"] > 0
+    counts = [count for count, _ in groupby(entry["frames"] for entry in entries)]
+    assert counts[counts.index(1) :] == [1, 2, 3, 4, 5, 2], "lines come while no frame does, too"
+    last = next(entry for entry in entries if entry["frames"] == 5)
+    assert last["cold"]["first_frame"] == 1
+    assert last["rss_bytes"] > 0
 
 
 @pytest.mark.parametrize(

@@ -205,6 +205,7 @@ def test_the_lists_of_operators_hold_nothing_that_no_piece_needs(
             check_operators(lowered, profile)
             emitted |= operators_of(lowered)
         composed = {"Identity"}  # by the composer, for a history that moves on as it is
+        composed |= {"DequantizeLinear", "QuantizeLinear"}  # where int8 is asked for
         assert emitted | composed == profile.operators, profile.name
 
 

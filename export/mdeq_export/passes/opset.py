@@ -20,7 +20,8 @@ OLDEST = 17  # what SAME and REDUCTIONS were checked down to
 # Operators that have changed between opsets 17 and 21 by further types, or by attributes whose
 # default is what the operator did before; the schemas say which, and are asked for every node.
 SAME = frozenset(
-    {"Cast", "ConstantOfShape", "Flatten", "Identity", "IsNaN", "Reshape", "Resize", "Shape"}
+    {"Cast", "ConstantOfShape", "DequantizeLinear", "QuantizeLinear"}
+    | {"Flatten", "Identity", "IsNaN", "Reshape", "Resize", "Shape"}
     | {"Split", "Squeeze", "Transpose", "Unsqueeze"}
 )
 REDUCTIONS = frozenset({"ReduceMax", "ReduceMean", "ReduceMin", "ReduceProd"})

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -10,7 +12,7 @@ from mdeq_export.compose import Pieces
 from mdeq_export.quantize.calibrate import Ranges, observe
 
 
-def lowered(weights: Path) -> Pieces:
+def lowered(weights: Path, target: str = "ort-cpu") -> Pieces:
     from edge_mdeq.solvers import make_solver
     from mdeq_export.exporter import load_frozen
     from mdeq_export.graphs import lower
@@ -19,7 +21,7 @@ def lowered(weights: Path) -> Pieces:
 
     model, card = load_frozen(weights)
     pieces = trace_pieces(model, card.input, make_solver("fixed_point"))
-    return lower(pieces, lookup_profile("ort-cpu"))
+    return lower(pieces, lookup_profile(target))
 
 
 def look(pieces: Pieces, scores: bool) -> Ranges:
@@ -34,6 +36,12 @@ def look(pieces: Pieces, scores: bool) -> Ranges:
 def pieces(segmenter_weights: Path) -> Pieces:
     """The segmenter's."""
     return lowered(segmenter_weights)
+
+
+@pytest.fixture(scope="session")
+def lowered_for(segmenter_weights: Path) -> Callable[[str], Pieces]:
+    """The segmenter's, for another target."""
+    return partial(lowered, segmenter_weights)
 
 
 @pytest.fixture(scope="session")

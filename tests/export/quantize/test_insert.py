@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -103,7 +104,10 @@ def test_tensorrt_gets_symmetric_integers_and_floating_sums(pieces: Pieces, rang
 
 
 @pytest.mark.parametrize("target", ["ort-cpu", "ort-cuda", "tensorrt-10"])
-def test_operators_are_those_of_the_target(pieces: Pieces, ranges: Ranges, target: str) -> None:
+def test_operators_are_those_of_the_target(
+    lowered_for: Callable[[str], Pieces], ranges: Ranges, target: str
+) -> None:
+    pieces = lowered_for(target)
     symmetric = lookup_profile(target).int8 == "symmetric int8"
     model = advance_model(quantised(pieces, ranges, names(pieces), False, symmetric), 1, "int8")
     check_operators(model, lookup_profile(target))
