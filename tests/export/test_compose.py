@@ -37,8 +37,8 @@ SOLVERS: dict[str, Solver] = {
 COUNTS = (1, 2, 4)
 OPERATORS = {  # what TensorRT and ONNX Runtime both have; a new one should be a decision
     "Add", "ArgMax", "BatchNormalization", "Cast", "Clip", "Concat", "Conv", "Div", "Exp",
-    "InstanceNormalization", "Mul", "Reciprocal", "ReduceMax", "ReduceMean", "ReduceSum", "Relu", "Reshape",
-    "Resize", "Sign", "Sqrt", "Sub", "Transpose", "Unsqueeze",
+    "InstanceNormalization", "Mul", "Reciprocal", "ReduceMax", "ReduceMean", "ReduceSum", "Relu",
+    "Reshape", "Resize", "Sign", "Sqrt", "Sub", "Transpose", "Unsqueeze",
 }  # fmt: skip
 BROYDEN_OPERATORS = {"Abs", "Greater", "Min", "Neg", "Reciprocal", "Split", "Where"}
 
