@@ -26,6 +26,7 @@ from session_memory import drawn
 
 from mdeq_runtime import FixedIterations, Model, Session, SessionSettings, UntilTolerance
 from mdeq_runtime.policies import Policy
+from mdeq_runtime.solving.fixed import Fixed
 
 SAMPLE = Path(__file__).parents[1] / "samples" / "bundles" / "camvid-nano.mdeq"
 NEVER = 1e-9  # a tolerance that no frame meets: every one has as many evaluations
@@ -88,7 +89,7 @@ def measure(
             result = session(images[index % len(images)])
             taken = time.perf_counter() - started
             graphs = sum(clock.seconds for clock in sessions.values())
-            if isinstance(policy, FixedIterations):
+            if isinstance(solver, Fixed):
                 plan = solver.warm_plan if result.warm else solver.cold_plan
                 runs = [rung.graph for rung in plan]
             else:
