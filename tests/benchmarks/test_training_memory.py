@@ -21,8 +21,6 @@ from edge_mdeq.model import MDEQ
 from edge_mdeq.registry import lookup
 from edge_mdeq.solvers import FixedPoint
 
-pytestmark = pytest.mark.clock
-
 FLOAT = 4  # bytes
 CONFIG = ModelConfig(
     task="classification",
