@@ -22,7 +22,6 @@ PACKAGES = ("ca-certificates", "libgl1", "libglib2.0-0", "python3-pip", "python3
 ENTER = """
 root=$1; shift
 mount -t proc proc "$root/proc"
-mount --rbind /sys "$root/sys"
 mount --rbind /dev "$root/dev"
 exec chroot "$root" "$@"
 """
@@ -102,7 +101,7 @@ class Arm64Root:
         return inside
 
     def run(self, *command: str, **environment: str) -> str:
-        """Run a program inside, with /proc, /sys and /dev mounted for it alone; what it printed.
+        """Run a program inside, with /proc and /dev mounted for it alone; what it printed.
 
         Raises:
             RuntimeError: it failed; with the end of what it said.
