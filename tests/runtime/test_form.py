@@ -9,9 +9,8 @@ import pytest
 from streams import CALM, assert_same
 from streams import blobs as picture
 
-from edge_mdeq.bundle import GraphCost
 from mdeq_runtime import FixedIterations, Model, SessionSettings, UntilTolerance
-from mdeq_runtime.solving.form import MANY_NODES, saves_memory
+from mdeq_runtime.solving.form import saves_memory
 
 # The bundle has rungs of 1, 2 and 4 evaluations.
 PARTS = {"inject", "advance-k1", "readout"}
@@ -59,18 +58,6 @@ def test_parts_answer_what_the_graphs_would(segmenter_bundle: Path) -> None:
         assert loaded(model) == {"solve-k4", "solve-k2", "solve-k1"}
     assert parts.iterations == 7
     assert_same(parts, graphs)
-
-
-def test_a_graph_of_many_nodes_is_not_loaded(segmenter_bundle: Path) -> None:
-    with Model(segmenter_bundle, threads=1) as model:
-        profile = model.bundle.profile(model.profile)
-        policy = FixedIterations(4)
-        assert not saves_memory(model.backend, profile, policy, carry=True)
-        (rung,) = [rung for rung in profile.rungs if rung.evaluations == 4]
-        long = replace(profile.costs[rung.graph], nodes=MANY_NODES + 1)
-        assert isinstance(long, GraphCost)
-        profile = replace(profile, costs=profile.costs | {rung.graph: long})
-        assert saves_memory(model.backend, profile, policy, carry=True)
 
 
 def test_where_parts_are_something_else_graphs_stay(segmenter_bundle: Path) -> None:

@@ -9,17 +9,15 @@ from mdeq_runtime.solving.fixed import fixed_chains
 
 __all__ = ["saves_memory"]
 
-# In a graph. ONNX Runtime takes 5 kB for each; parts take what a graph of one evaluation does.
-MANY_NODES = 1500
-
 
 def saves_memory(backend: Backend, profile: Profile, policy: FixedIterations, carry: bool) -> bool:
-    """Whether to solve in parts, so that weights are held once and memory does not grow with N.
+    """Whether to solve in parts, so that weights are held once.
 
-    A second graph holds all weights a second time, and each further evaluation in a graph adds
-    some 200 nodes to it. Parts cost 0.3 ms of Python for an evaluation, and a chain of graphs pays
-    for stem and readout with each. Not where the weights are shared, where a graph returns its best
-    iterate (parts know the last one), or where it mixes precisions.
+    A second graph holds all weights a second time, and a chain of graphs pays for stem and readout
+    with each. One graph of any length stays one: its further nodes take 1 MB an evaluation, but
+    in parts eight evaluations of ImageNet-small take 40% longer (``benchmarks/versus.py``). Not
+    where the weights are shared, where a graph returns its best iterate (parts know the last one),
+    or where it mixes precisions.
 
     Raises:
         SessionError: the bundle's rungs cannot run the policy.
@@ -31,5 +29,4 @@ def saves_memory(backend: Backend, profile: Profile, policy: FixedIterations, ca
     precision = profile.parts[0].precision
     if any(step.precision != precision for rung in rungs.values() for step in rung.steps):
         return False
-    costs = [profile.costs[graph].nodes for graph in rungs if graph in profile.costs]
-    return len(rungs) > 1 or max(costs, default=0) > MANY_NODES
+    return len(rungs) > 1
