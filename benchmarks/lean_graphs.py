@@ -21,11 +21,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnx_ir as ir
-import onnxruntime as ort
 import torch
 from filled import filled
+from graph_runs import runner
 from peers import resnet
 from rich.console import Console
 from rich.table import Table
@@ -66,11 +65,13 @@ def main() -> None:
         for name, passes in variants.items():
             path = root / f"{name.replace(' ', '-')}.onnx"
             ir.save(piece_models(lowered(pieces, passes))["c"], path)
-            runs[name] = runner(path, args.threads)
+            runs[name] = runner(path, args.threads, stop_spinning=True)
         operations = 2 * conv_macs(root / "all-passes.onnx")
         ir.save(solve_model(lowered(pieces, PASSES), EVALUATIONS), root / "frame.onnx")
-        runs["warm frame"] = runner(root / "frame.onnx", args.threads)
-        runs["ResNet-50"] = runner(resnet50(root, config.height, config.width), args.threads)
+        runs["warm frame"] = runner(root / "frame.onnx", args.threads, stop_spinning=True)
+        runs["ResNet-50"] = runner(
+            resnet50(root, config.height, config.width), args.threads, stop_spinning=True
+        )
         runs["torch.mm"] = product()
         for run in runs.values():
             run()
@@ -101,25 +102,6 @@ def resnet50(root: Path, height: int, width: int) -> Path:
     image = torch.zeros(1, 3, height, width)
     torch.onnx.export(network, (image,), str(path), dynamo=True, opset_version=21, verbose=False)
     return path
-
-
-def runner(path: Path, threads: int) -> Run:
-    """A graph, ready to run on random states and a picture of noise."""
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.log_severity_level = 3
-    options.add_session_config_entry("session.set_denormal_as_zero", "1")
-    # Sessions take turns: the threads of one must not wait busily while the next one runs.
-    options.add_session_config_entry("session.force_spinning_stop", "1")
-    session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    rng = np.random.default_rng(0)
-    feeds = {
-        i.name: rng.integers(0, 255, i.shape, np.uint8)
-        if i.type == "tensor(uint8)"
-        else rng.standard_normal(i.shape).astype(np.float32)
-        for i in session.get_inputs()
-    }
-    return lambda: session.run(None, feeds)
 
 
 def product() -> Run:

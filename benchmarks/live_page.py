@@ -22,6 +22,7 @@ from typing import Any
 
 import cv2
 import numpy as np
+from viewers import READ
 
 from mdeq_export.images import scene
 from mdeq_runtime import Frame, Model, Result, Session
@@ -32,20 +33,6 @@ from mdeq_runtime.web import LivePage
 SIZE, FPS = (720, 1280), 15.0
 Times = tuple[float, float]  # by the clock, and of the pipeline's thread; milliseconds
 LABELS = ("sky", "ground", "object")
-READ = """
-import selectors, socket, sys, time
-port, count = map(int, sys.argv[1:])
-chosen, frames, size = selectors.DefaultSelector(), 0, 0
-for _ in range(count):
-    each = socket.create_connection(("127.0.0.1", port))
-    each.sendall(b"GET /stream.mjpg HTTP/1.1\\r\\nHost: localhost\\r\\n\\r\\n")
-    chosen.register(each, selectors.EVENT_READ)
-print("reading", flush=True)
-while True:
-    for key, _ in chosen.select():
-        if not key.fileobj.recv(1 << 20):
-            sys.exit()
-"""
 
 
 class Pan(Source):

@@ -38,6 +38,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 from residence import ALLOWED, MINUTE, RATE, Sample, rise, sample, settled
+from viewers import READ
 
 from edge_mdeq.errors import SourceError
 from mdeq_runtime import FixedIterations, Model, Result, SessionSettings
@@ -56,20 +57,6 @@ from mdeq_runtime.web import LivePage, publisher
 SAMPLE = Path(__file__).parents[1] / "samples" / "bundles" / "camvid-nano.mdeq"
 SIZE = (192, 256)
 TOLD_S = 0.05  # between two figures of the page, which goes by the clock, where frames are hurried
-VIEWER = """
-import selectors, socket, sys
-port, count = map(int, sys.argv[1:])
-chosen = selectors.DefaultSelector()
-for _ in range(count):
-    each = socket.create_connection(("127.0.0.1", port))
-    each.sendall(b"GET /stream.mjpg HTTP/1.1\\r\\nHost: localhost\\r\\n\\r\\n")
-    chosen.register(each, selectors.EVENT_READ)
-print("reading", flush=True)
-while True:
-    for key, _ in chosen.select():
-        if not key.fileobj.recv(1 << 20):
-            sys.exit()
-"""
 
 
 class Camera:
@@ -152,7 +139,7 @@ def served(lose_every: int) -> Iterator[tuple[Source, Callable[[], int]]]:
 @contextmanager
 def viewing(port: int, count: int) -> Iterator[None]:
     """So many readers of the live page, in a process of their own."""
-    command = [sys.executable, "-c", VIEWER, str(port), str(count)]
+    command = [sys.executable, "-c", READ, str(port), str(count)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "reading\n"

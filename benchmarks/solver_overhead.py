@@ -17,9 +17,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import onnxruntime as ort
 from filled import filled
+from graph_runs import runner
 from rich.console import Console
 from rich.table import Table
 
@@ -43,22 +42,6 @@ def exported(model: MDEQ, config: InputConfig, solver: str, count: int, root: Pa
     name, settings = SOLVERS[solver]
     pieces = trace_pieces(model.freeze(), config, make_solver(name, **settings))
     return write_profile(pieces, PROFILES["ort-cpu"], (count,), root)
-
-
-def runner(path: Path, threads: int) -> Callable[[], Any]:
-    """A graph, ready to run on random states and a picture of noise."""
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.add_session_config_entry("session.set_denormal_as_zero", "1")
-    session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    rng = np.random.default_rng(0)
-    feeds = {
-        i.name: rng.integers(0, 255, i.shape, np.uint8)
-        if i.type == "tensor(uint8)"
-        else rng.standard_normal(i.shape).astype(np.float32)
-        for i in session.get_inputs()
-    }
-    return lambda: session.run(None, feeds)
 
 
 def main() -> None:

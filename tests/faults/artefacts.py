@@ -7,6 +7,7 @@ import hashlib
 import json
 import shutil
 import tempfile
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
@@ -14,7 +15,7 @@ from typing import Any, ClassVar
 __all__ = ["ARTEFACTS", "Artefact"]
 
 
-class Artefact:
+class Artefact(ABC):
     """A file or folder that edge-mdeq writes.
 
     Attributes:
@@ -23,19 +24,19 @@ class Artefact:
 
     place = ""
 
-    def load(self) -> None:
+    def load(self) -> None:  # noqa: B027  (most need nothing)
         """Import what ``write`` needs, before there is a child to trace."""
 
+    @abstractmethod
     def write(self, folder: Path, version: str) -> None:
         """Write the version "old" or "new" into ``folder``."""
-        raise NotImplementedError
 
+    @abstractmethod
     def read(self, folder: Path) -> str | None:
         """Which version is there, wholly; None: none.
 
         Raises whatever a reader of the product raises for what is not whole.
         """
-        raise NotImplementedError
 
 
 class Bundle(Artefact):

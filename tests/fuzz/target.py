@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import shutil
+from abc import ABC, abstractmethod
 from pathlib import Path
 
 __all__ = ["BUNDLE", "Target"]
@@ -12,7 +13,7 @@ __all__ = ["BUNDLE", "Target"]
 BUNDLE = "base.mdeq"
 
 
-class Target:
+class Target(ABC):
     """A reader of what may be damaged. Its folder holds whole examples.
 
     Args:
@@ -24,15 +25,15 @@ class Target:
         self.work = folder / f"work-{type(self).__name__}-{os.getpid()}"
         self.work.mkdir(exist_ok=True)
 
-    def prepare(self) -> None:
+    def prepare(self) -> None:  # noqa: B027  (some need nothing)
         """Import all that is needed, before memory is limited; read a whole example."""
 
+    @abstractmethod
     def case(self, rng: random.Random) -> None:
         """Damage an example and read it.
 
         Raises EdgeMdeqError where it is refused.
         """
-        raise NotImplementedError
 
     def finish(self) -> None:
         """After the last case."""
