@@ -12,7 +12,7 @@ import pytest
 from edge_mdeq.bundle import TensorSpec, open_bundle
 from edge_mdeq.bundle.decoding import decode_manifest
 from edge_mdeq.config import decode_card
-from edge_mdeq.errors import BundleError, ConfigError, EdgeMdeqError
+from edge_mdeq.errors import BundleError, ConfigError, EdgeMdeqError, SinkError, SourceError
 from mdeq_runtime.sinks import open_sink
 from mdeq_runtime.sources import open_source
 
@@ -56,3 +56,27 @@ def test_links_that_go_round_in_circles_are_no_place(tmp_path: Path) -> None:
     for name in ("x.mp4", "a/x.mp4"):
         with pytest.raises(EdgeMdeqError):
             open_source(str(tmp_path / name))
+
+
+@pytest.mark.parametrize(
+    "uri",
+    ["http://[1/x.mp4", "rtsp://[]/x", "https://[", "http://joe:hidden@\u2100/"],
+    ids=["open", "empty", "cut", "no host"],
+)
+def test_what_is_no_address_is_refused_and_hides_its_password(uri: str) -> None:
+    pytest.importorskip("cv2", reason="needs the extra camera")
+    with pytest.raises(SourceError, match="is no address") as caught:
+        open_source(uri)
+    assert "hidden" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["a\0b", "a\0*.png", "file://a%00b.png"])
+def test_a_source_with_a_null_character_is_none(name: str) -> None:
+    with pytest.raises(SourceError, match="null character"):
+        open_source(name)
+
+
+@pytest.mark.parametrize("name", ["a\0.mp4", "masks://a\0", "a\0/", "a\0/%06d.png"])
+def test_an_output_with_a_null_character_is_none(name: str) -> None:
+    with pytest.raises(SinkError, match="null character"):
+        open_sink(name)

@@ -60,6 +60,10 @@ def open_sink(
         SinkError: an unknown kind of target, or one that cannot be written.
     """
     text = str(target).strip()
+    if "\0" in text:
+        raise SinkError(
+            f"output {redact(text)!r} has a null character in it, as no path has; drop it"
+        )
     scheme, rest = split_scheme(text)
     if text == "none" or scheme == "none":
         return NullSink()

@@ -217,7 +217,8 @@ def _tail(target: str) -> str:
         parts = urlsplit(target)
         host, port = parts.hostname, parts.port
     except ValueError as error:
-        raise SinkError(f"output {redact(target)} makes no sense: {error}") from error
+        why = "" if "@" in target else f": {error}"  # which may hold a password
+        raise SinkError(f"output {redact(target)} makes no sense{why}") from None
     if not host or (parts.scheme == "udp" and not port):
         example = "udp://192.168.1.5:5000" if parts.scheme == "udp" else "rtsp://server:8554/name"
         raise SinkError(f"output {redact(target)} has no host or no port; write such as {example}")

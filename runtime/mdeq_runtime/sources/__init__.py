@@ -20,6 +20,7 @@ from mdeq_runtime.sources.gstreamer import (
 from mdeq_runtime.sources.live import Live
 from mdeq_runtime.sources.network import (
     DECODER,
+    check_address,
     http_opening,
     is_http_file,
     open_http_file,
@@ -88,11 +89,13 @@ def open_source(uri: str | Path | int, options: SourceOptions | None = None) -> 
         raise SourceError(
             f"unknown scheme {scheme!r} in source {redact(text)!r}{hint} known: {KNOWN}"
         )
-    if scheme in ("http", "https") and is_http_file(text):
+    kind = scheme.removesuffix("s")
+    if kind in ("http", "rtsp"):
+        check_address(text)
+    if kind == "http" and is_http_file(text):
         options.check("video files over http://", FILE_OPTIONS)
         name = f"video {redact(text)}"
         return open_finite(lambda: VideoFile(None, open_http_file(text), name), options)
-    kind = scheme.removesuffix("s")
     options.check(f"{scheme}://", OPTIONS[kind])
     if kind == "test":
         return Pattern(options)

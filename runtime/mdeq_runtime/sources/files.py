@@ -53,6 +53,8 @@ def open_once(name: str, known: str) -> Source:
     path = Path(name)
     if not name:
         raise SourceError(f"the source is empty; give {known}")
+    if "\0" in name:
+        raise SourceError(f"source {name!r} has a null character in it, as no path has; drop it")
     if os.path.isdir(path):
         return images(name, list(path.iterdir()), "folder")
     if os.path.exists(path):  # before globbing: a real name may hold brackets

@@ -21,7 +21,14 @@ from mdeq_runtime.sources.options import SourceOptions
 from mdeq_runtime.sources.probe import CONNECT_S, Diagnosis, diagnose
 from mdeq_runtime.uris import redact
 
-__all__ = ["DECODER", "http_opening", "is_http_file", "open_http_file", "rtsp_opening"]
+__all__ = [
+    "DECODER",
+    "check_address",
+    "http_opening",
+    "is_http_file",
+    "open_http_file",
+    "rtsp_opening",
+]
 
 DECODER = 30_000_000  # bytes: code, and the frames that a decoder refers to
 OPEN_S, SILENT_S = (
@@ -71,6 +78,20 @@ def http_opening(uri: str, options: SourceOptions) -> Opening:
             "'gst://souphttpsrc location=URI is-live=true ! multipartdemux ! jpegdec'"
         )
     return explained(uri, name, lambda: open_by_ffmpeg(uri, FRESH))
+
+
+def check_address(uri: str) -> None:
+    """Refuse what no library would read as an address; ``diagnose`` tells of the rest.
+
+    Raises:
+        SourceError: such as a bracket that is not closed.
+    """
+    try:
+        urlsplit(uri)
+    except ValueError:  # whose text may hold a password
+        raise SourceError(
+            f"stream {redact(uri)} is no address; write SCHEME://USER:PASSWORD@HOST:PORT/PATH"
+        ) from None
 
 
 def is_http_file(uri: str) -> bool:
