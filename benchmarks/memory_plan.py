@@ -1,13 +1,15 @@
 """Predicted and measured: the peak of a process under a memory limit, for models of many sizes.
 
     python benchmarks/memory_plan.py [--only NAME ...] [--fitted] [--enforce]
+    python benchmarks/memory_plan.py --bundle BUNDLE [--precision int8] [--enforce]
 
 Each row is a process that opens a bundle under a limit, answers four frames and tells what was
 predicted and its peak (VmHWM). The planner's constants were fitted on the models of ``--fitted``;
 the others are what they are judged on. The bundles hold drawn weights and are made without the
 parity gate, which says nothing of memory. With ``--enforce`` each process runs once more in a
 control group that has no more than was predicted (as root), and it runs once with 10% less, which
-must be refused.
+must be refused. A bundle that is there already is measured with its rungs of one and eight
+evaluations, and in parts.
 """
 
 from __future__ import annotations
@@ -31,9 +33,9 @@ import json, sys
 from pathlib import Path
 import numpy as np
 from mdeq_runtime import FixedIterations, Model, SessionSettings, UntilTolerance
-bundle, form, cache, limit = sys.argv[1:5]
+bundle, form, cache, limit, precision = sys.argv[1:6]
 policy = UntilTolerance(1e-9, max_iterations=4) if form == "parts" else FixedIterations(int(form))
-settings = SessionSettings(policy, reset_on_cut=False, restart_above=1e9)
+settings = SessionSettings(policy, reset_on_cut=False, restart_above=1e9, precision=precision)
 with Model(Path(bundle), settings, cache=cache or None, memory_limit=limit) as model:
     with model.session() as session:
         shape = (*model.manifest.input.size, 3)
@@ -91,6 +93,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", nargs="*", help="models by name")
     parser.add_argument("--fitted", action="store_true", help="those of the fit instead")
+    parser.add_argument("--bundle", type=Path, help="measure this one instead")
+    parser.add_argument("--precision", default="fp32", help="of what that bundle is measured with")
     parser.add_argument("--enforce", action="store_true", help="limit each process from outside")
     args = parser.parse_args()
     table = Table(title_justify="left")
@@ -99,24 +103,32 @@ def main() -> None:
         table.add_column(heading, justify="right")
     failed = 0
     with tempfile.TemporaryDirectory() as folder:
-        for case in FITTED if args.fitted else JUDGED:
-            if args.only and case.name not in args.only:
-                continue
-            bundle = make(case, Path(folder))
+        for label, bundle in bundles(args, Path(folder)):
             for form in FORMS:
                 for cache in ("", str(Path(folder) / "cache")):
+                    way = (bundle, form, cache, args.precision)
                     if cache:
-                        run(bundle, form, cache, PLENTY)  # fills it
-                    predicted, measured = run(bundle, form, cache, PLENTY)
+                        run(*way, PLENTY)  # fills it
+                    predicted, measured = run(*way, PLENTY)
                     apart = measured / predicted - 1
-                    kept = enforced(bundle, form, cache, predicted) if args.enforce else None
+                    kept = enforced(way, predicted) if args.enforce else None
                     failed += not -0.25 <= apart <= 0 or kept is False
                     shown = {True: "yes", False: "NO", None: ""}[kept]
                     row = f"{predicted / 1e6:.1f}", f"{measured / 1e6:.1f}", f"{apart:+.1%}", shown
-                    table.add_row(case.label, form, "yes" if cache else "no", *row)
+                    table.add_row(label, form, "yes" if cache else "no", *row)
     Console(width=110).print(table)
     if failed:
         sys.exit(f"{failed} predictions do not hold")
+
+
+def bundles(args: argparse.Namespace, folder: Path) -> Iterator[tuple[str, Path]]:
+    """What is measured, each with a name; bundles that are made lie in ``folder``."""
+    if args.bundle is not None:
+        yield f"{args.bundle.stem} {args.precision}", args.bundle
+        return
+    for case in FITTED if args.fitted else JUDGED:
+        if not args.only or case.name in args.only:
+            yield case.label, make(case, folder)
 
 
 def make(case: Case, folder: Path) -> Path:
@@ -128,26 +140,28 @@ def make(case: Case, folder: Path) -> Path:
     return bundle
 
 
-def run(bundle: Path, form: str, cache: str, limit: str, group: Path | None = None) -> list[int]:
+def run(
+    bundle: Path, form: str, cache: str, precision: str, limit: str, group: Path | None = None
+) -> list[int]:
     """Predicted and measured bytes."""
-    command = [sys.executable, "-c", CHILD, str(bundle), form, cache, limit]
+    command = [sys.executable, "-c", CHILD, str(bundle), form, cache, limit, precision]
     if group is not None:
         command = ["sh", "-c", f'echo $$ > {group} && exec "$@"', "sh", *command]
     done = subprocess.run(command, check=True, capture_output=True, text=True)
     return list(json.loads(done.stdout))
 
 
-def enforced(bundle: Path, form: str, cache: str, predicted: int) -> bool:
+def enforced(way: tuple[Path, str, str, str], predicted: int) -> bool:
     """Whether the prediction is enough when the kernel sees to it, and 10% less is refused."""
     limit = predicted + 2**20  # the base differs by some pages from run to run
     try:
         with memory_group(limit) as group:
-            run(bundle, form, cache, str(limit), group)
+            run(*way, str(limit), group)
     except subprocess.CalledProcessError:
         return False
-    if form == "parts":  # a graph may fit where parts do not, and the other way round
+    if way[1] == "parts":  # a graph may fit where parts do not, and the other way round
         try:
-            run(bundle, form, cache, str(int(0.9 * predicted)))
+            run(*way, str(int(0.9 * predicted)))
         except subprocess.CalledProcessError as error:
             return "the least it needs" in str(error.stderr)
         return False

@@ -41,6 +41,7 @@ SCHEMA = 1
 REQUIRES = "0.1.0"  # the first edge-mdeq that reads what this one writes
 
 BYTES = {"bool": 1, "int8": 1, "uint8": 1, "float16": 2, "int32": 4, "float32": 4, "int64": 8}
+MOST_EVALUATIONS = 10_000  # of a rung; whoever plans a frame counts up to it
 MOST_DIMENSIONS = 8  # of a tensor; NumPy has a limit of its own, and no error of ours for it
 LARGEST = 2**32  # bytes of a tensor; the readout of 1024 x 2048 pixels would have 159 MB
 SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -137,6 +138,11 @@ class Rung:
     def __post_init__(self) -> None:
         if not self.steps or min(step.evaluations for step in self.steps) < 1:
             raise ConfigError(f"rung {self.graph!r} needs steps of at least one evaluation each")
+        if self.evaluations > MOST_EVALUATIONS:
+            raise ConfigError(
+                f"rung {self.graph!r} claims {self.evaluations} evaluations, more than "
+                f"{MOST_EVALUATIONS}: no graph has so many"
+            )
 
     @property
     def evaluations(self) -> int:
@@ -191,15 +197,17 @@ class GraphCost:
         largest_weight: bytes of the largest of them.
         values: the most bytes that its values take at once beside weights, inputs and outputs, if
             each is freed after its last use.
+        packed: bytes of 8-bit kernels, each as often as a node convolves with it.
     """
 
     nodes: int
     weights: int
     largest_weight: int
     values: int
+    packed: int = 0
 
     def __post_init__(self) -> None:
-        if min(self.nodes, self.weights, self.largest_weight, self.values) < 0:
+        if min(self.nodes, self.weights, self.largest_weight, self.values, self.packed) < 0:
             raise ConfigError("a graph cannot take less than nothing")
 
 

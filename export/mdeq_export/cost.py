@@ -29,8 +29,38 @@ def graph_cost(path: Path) -> GraphCost | None:
     sizes = value_bytes(graph)
     if any(name not in sizes for node in graph.node for name in node.output if name):
         return None
-    weights = [math.prod(tensor.dims) * bytes_of(tensor.data_type) for tensor in graph.initializer]
-    return GraphCost(len(graph.node), sum(weights), max(weights, default=0), most_live(graph))
+    weights = weight_bytes(graph)
+    return GraphCost(
+        nodes=len(graph.node),
+        weights=sum(weights.values()),
+        largest_weight=max(weights.values(), default=0),
+        values=most_live(graph),
+        packed=sum(weights[stored] for stored in integer_kernels(graph)),
+    )
+
+
+def weight_bytes(graph: onnx.GraphProto) -> dict[str, int]:
+    """Bytes of every weight, by name."""
+    return {t.name: math.prod(t.dims) * bytes_of(t.data_type) for t in graph.initializer}
+
+
+def integer_kernels(graph: onnx.GraphProto) -> list[str]:
+    """The 8-bit kernel of every node that has one, as often as there are nodes with it."""
+    stored = unscaled(graph)
+    return [stored[name] for node in graph.node for name in node.input[1:2] if name in stored]
+
+
+def unscaled(graph: onnx.GraphProto) -> dict[str, str]:
+    """Integer weights by the name of what DequantizeLinear makes of them.
+
+    No runtime ever does: it computes with the integers.
+    """
+    weights = {tensor.name for tensor in graph.initializer}
+    return {
+        node.output[0]: node.input[0]
+        for node in graph.node
+        if node.op_type == "DequantizeLinear" and node.input[0] in weights
+    }
 
 
 def live_bytes(path: Path) -> int:
@@ -44,8 +74,9 @@ def live_bytes(path: Path) -> int:
 
 
 def most_live(graph: onnx.GraphProto) -> int:
-    """The same without inputs and outputs, in the order of the nodes."""
+    """The same without inputs, outputs and weights in floating point, in the order of the nodes."""
     sizes, kept = value_bytes(graph), {value.name for value in (*graph.input, *graph.output)}
+    kept |= unscaled(graph).keys()
     made = {name for node in graph.node for name in node.output} - kept
     last = {name: k for k, node in enumerate(graph.node) for name in (*node.input, *node.output)}
     ending = Counter[int]()

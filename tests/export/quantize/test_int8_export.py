@@ -54,6 +54,17 @@ def test_int8_and_refined_rungs_lie_beside_those_in_full_precision(manifest: Man
     assert manifest.precision == "refined"
 
 
+def test_a_plan_knows_that_every_evaluation_packs_its_kernels(manifest: Manifest) -> None:
+    costs = manifest.profiles["ort-cpu"].costs
+    packed = {k: costs[f"graphs/ort-cpu/solve-int8-k{k}.onnx"].packed for k in (1, 2, 4)}
+    once = costs["graphs/ort-cpu/advance-int8-k1.onnx"].packed
+    assert packed[2] - packed[1] == once > 0
+    assert packed[4] - packed[2] == 2 * once
+    assert costs["graphs/ort-cpu/solve-k4.onnx"].packed == 0
+    mixed = costs["graphs/ort-cpu/solve-int8-k3-fp32-k1.onnx"]
+    assert mixed.packed == packed[2] + once
+
+
 def test_weights_in_int8_have_a_file_of_their_own(bundle: Path, manifest: Manifest) -> None:
     for profile in manifest.profiles.values():
         single, integer = profile.weights
