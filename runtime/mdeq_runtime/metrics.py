@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 import numpy as np
+from numpy.typing import NDArray
 
 from mdeq_runtime.backends import Backend, ReportsDeviceMemory
 from mdeq_runtime.memory import peak_resident_bytes, resident_bytes
@@ -114,7 +115,7 @@ class Summary(Snapshot):
 class Metrics:
     """Counts while a run goes on; a thread may feed it while others take snapshots.
 
-    Memory is 80 kB for each stage that a session reports, however many frames there are.
+    Memory is 160 kB for each stage that a session reports, however many frames there are.
 
     Args:
         backend: asked for the device's memory, if it reports that.
@@ -137,7 +138,7 @@ class Metrics:
         self.source: Source | None = None
         self.clock, self.wall = clock, wall
         self.started = clock()
-        self.lock = threading.Lock()
+        self.lock, self.taking = threading.Lock(), threading.Lock()
         self.frames = self.dropped = self.warm = 0
         self.cold: Counter[str] = Counter()
         self.residual_max = 0.0
@@ -184,33 +185,33 @@ class Metrics:
 
     def snapshot(self) -> Snapshot:
         """Everything at this moment."""
-        with self.lock:  # held for as long as copying takes, not sorting
-            frames, dropped, warm = self.frames, self.dropped, self.warm
-            cold, residual_max = dict(self.cold), self.residual_max
-            stages = {stage: recent.copy() for stage, recent in self.stages.items()}
-            copies = (self.busy.copy(), self.iterations.copy(), self.residual.copy())
-            ages = self.age.copy()
-        busy, iterations, residual = copies
-        return Snapshot(
-            time=self.wall(),
-            seconds=self.clock() - self.started,
-            frames=frames,
-            dropped=dropped,
-            stages={stage: found for stage, r in stages.items() if (found := r.percentiles())},
-            busy=busy.percentiles(),
-            age=ages.percentiles(),
-            iterations=iterations.percentiles(),
-            mean_iterations=iterations.mean(),
-            warm_share=warm / frames if frames else None,
-            cold=cold,
-            residual=residual.percentiles(),
-            residual_mean=residual.mean(),
-            residual_max=residual_max if frames else None,
-            rss_bytes=resident_bytes(),
-            peak_rss_bytes=peak_resident_bytes(),
-            device_bytes=self.device.device_bytes() if self.device else None,
-            source=self.source.status if self.source is not None else None,
-        )
+        with self.taking:  # one at a time: the copies below have one place each
+            with self.lock:  # held for as long as copying takes, not sorting
+                frames, dropped, warm = self.frames, self.dropped, self.warm
+                cold, residual_max = dict(self.cold), self.residual_max
+                stages = {stage: recent.copy() for stage, recent in self.stages.items()}
+                busy, iterations = self.busy.copy(), self.iterations.copy()
+                residual, ages = self.residual.copy(), self.age.copy()
+            return Snapshot(
+                time=self.wall(),
+                seconds=self.clock() - self.started,
+                frames=frames,
+                dropped=dropped,
+                stages={stage: found for stage, r in stages.items() if (found := r.percentiles())},
+                busy=busy.percentiles(),
+                age=ages.percentiles(),
+                iterations=iterations.percentiles(),
+                mean_iterations=iterations.mean(),
+                warm_share=warm / frames if frames else None,
+                cold=cold,
+                residual=residual.percentiles(),
+                residual_mean=residual.mean(),
+                residual_max=residual_max if frames else None,
+                rss_bytes=resident_bytes(),
+                peak_rss_bytes=peak_resident_bytes(),
+                device_bytes=self.device.device_bytes() if self.device else None,
+                source=self.source.status if self.source is not None else None,
+            )
 
     def stage(self, name: str) -> Recent:
         if name not in self.stages:
@@ -222,8 +223,7 @@ class Recent:
     """The last ``WINDOW`` values of one quantity, and the count and the sum of all."""
 
     def __init__(self) -> None:
-        # filled, so that its pages are there at once: a run's memory grows for none of its frames
-        self.values = np.full(WINDOW, math.nan)
+        self.values, self.copied = unfilled(), unfilled()
         self.count, self.total = 0, 0.0
 
     def add(self, value: float) -> None:
@@ -231,24 +231,32 @@ class Recent:
         self.count += 1
         self.total += value
 
-    def copy(self) -> Recent:
-        twin = Recent()
-        twin.values[: self.count] = self.values[: self.count]
-        twin.count, twin.total = self.count, self.total
-        return twin
+    def copy(self) -> Copied:
+        """As it is now, in a place that the next copy takes.
+
+        Were it allocated each time, a megabyte for all quantities would come and go in the heap,
+        which other threads' blocks then keep from closing again.
+        """
+        self.copied[:] = self.values
+        return Copied(self.copied, self.count, self.total)
+
+
+@dataclass(frozen=True)
+class Copied:
+    """What a ``Recent`` held at one moment."""
+
+    values: NDArray[np.float64]
+    count: int
+    total: float
 
     def mean(self) -> float | None:
         return self.total / self.count if self.count else None
 
     def percentiles(self) -> Percentiles | None:
-        """Of a copy, which is sorted in place.
-
-        Arrays as long as there are frames, up to ``WINDOW``, would let the heap grow with them, by
-        half a megabyte.
-        """
+        """They are sorted in place: what is not filled yet is NaN, and comes last."""
         if not self.count:
             return None
-        self.values.sort()  # what is not filled yet is NaN, and comes last
+        self.values.sort()
         last = min(self.count, WINDOW) - 1
         p50, p90, p99 = (self.between(share * last) for share in (0.5, 0.9, 0.99))
         return Percentiles(p50, p90, p99, self.count, self.total)
@@ -257,3 +265,8 @@ class Recent:
         """The sorted values at a place between two of them, as NumPy's percentiles are."""
         low, high = self.values[math.floor(at)], self.values[math.ceil(at)]
         return float(low + (high - low) * (at - math.floor(at)))
+
+
+def unfilled() -> NDArray[np.float64]:
+    """A ring whose pages are there at once: a run's memory grows for none of its frames."""
+    return np.full(WINDOW, math.nan)
