@@ -12,6 +12,7 @@ import typer
 
 from edge_mdeq.cli.console import next_step
 from edge_mdeq.cli.progress import counting_bar
+from edge_mdeq.cli.sign import REQUIRE_SIGNATURE, required
 from edge_mdeq.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -57,6 +58,7 @@ def bench(
     as_json: Path = typer.Option(None, "--json", help="A file for all figures; - is stdout."),
     plot: Path = typer.Option(None, "--plot", help="A file for a figure, .svg or .png."),
     save: bool = typer.Option(False, "--save", help="Put the figures into the bundle, too."),
+    require_signature: list[Path] = REQUIRE_SIGNATURE,
     quiet: bool = typer.Option(False, "--quiet", "-q", help="No progress."),
 ) -> None:
     """Measure what a bundle's rungs take on this machine; torch is not needed."""
@@ -72,6 +74,7 @@ def bench(
         device=device,
         cache=graph_cache,
         memory=memory,
+        require_signature=required(require_signature),
     )
     to_stdout = str(as_json) == "-"
     if plot is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -11,7 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from edge_mdeq.bundle import signature
 from edge_mdeq.bundle.measurements import read_measurements
+from edge_mdeq.bundle.reader import read_manifest
 from edge_mdeq.cli import main
 
 SAMPLE = Path(__file__).parents[2] / "samples" / "bundles" / "camvid-nano.mdeq"
@@ -113,6 +116,23 @@ def test_what_is_no_bundle_is_called_so(
 ) -> None:
     for path in (tmp_path, tmp_path / "nothing.mdeq"):
         assert str(path) in here(path, "--save")[1].replace("\n", "")
+
+
+def test_a_bundle_of_a_stranger_is_not_measured(
+    tmp_path: Path, here: Callable[..., tuple[str, str]]
+) -> None:
+    pytest.importorskip("cryptography", reason="signatures need the extra sign")
+    for name in ("release", "stranger"):
+        signature.make_key(tmp_path / f"{name}.pem")
+    bundle = shutil.copytree(SAMPLE, tmp_path / "camvid-nano.mdeq")
+    key = signature.read_private_key(tmp_path / "release.pem")
+    signature.sign_manifest(bundle, read_manifest(bundle), key)
+    wanted = ("--require-signature", tmp_path / "release.pub")
+    done = call(bundle, *SHORT[:-1], *wanted)  # its memory too, in a process of its own
+    assert done.returncode == 0, done.stderr
+    out, err = here(bundle, "--require-signature", tmp_path / "stranger.pub")
+    assert "signed" in err
+    assert out == ""
 
 
 @pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="root may write anywhere")

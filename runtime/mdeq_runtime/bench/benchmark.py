@@ -18,6 +18,7 @@ from typing import Literal
 import numpy as np
 
 from edge_mdeq.bundle import Bundle, Rung, open_bundle
+from edge_mdeq.bundle.signature import KeyFiles
 from edge_mdeq.errors import ConfigError, SessionError
 from mdeq_runtime.backends import Backend
 from mdeq_runtime.backends.choose import open_backend
@@ -51,6 +52,7 @@ class BenchSettings:
         device: as ``mdeq_runtime.Model`` takes it.
         cache: a folder for graphs as this machine runs them.
         memory: whether each rung runs once more, in a process of its own, for its memory.
+        require_signature: files of public keys, one of which must have signed the bundle.
 
     Raises:
         ConfigError: a number that makes no sense.
@@ -65,6 +67,7 @@ class BenchSettings:
     device: str = "auto"
     cache: Path | None = None
     memory: bool = True
+    require_signature: KeyFiles | None = None
 
     def __post_init__(self) -> None:
         if not 0 < self.duration < math.inf:
@@ -206,12 +209,13 @@ def benchmark(
         progress: called with (seconds, seconds in all) while frames are answered.
 
     Raises:
-        BundleError, MissingExtraError, DeviceError: the bundle cannot be run here.
+        BundleError, MissingExtraError, DeviceError: the bundle cannot be run here, or was not
+            signed by a key that is required.
         SessionError: it has no rung of a count that was asked for, or a solve ended in NaN.
         SourceError: the source gives no frames.
     """
     settings = settings or BenchSettings()
-    opened = open_bundle(Path(bundle))
+    opened = open_bundle(Path(bundle), require_signature=settings.require_signature)
     frames, described = load_frames(settings.source, opened.manifest.input.size)
     with pinned(settings.threads) as cores:
         backend, profile = open_for(opened, settings, cores)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edge_mdeq.bundle import Rung, open_bundle
+from edge_mdeq.bundle.signature import KeyFiles
 from edge_mdeq.errors import EdgeMdeqError, SessionError
 
 if TYPE_CHECKING:
@@ -57,6 +58,7 @@ def measure_memory(
         "threads": threads,
         "device": settings.device,
         "cache": None if settings.cache is None else str(settings.cache),
+        "keys": key_files(settings.require_signature),
     }
     command = [sys.executable, "-m", "mdeq_runtime.bench.memory", json.dumps(job)]
     try:
@@ -76,6 +78,13 @@ def measure_memory(
     return None if found is None else Memory(**found)
 
 
+def key_files(keys: KeyFiles | None) -> list[str] | None:
+    """As JSON can say it."""
+    if keys is None:
+        return None
+    return [str(key) for key in ([keys] if isinstance(keys, str | Path) else keys)]
+
+
 def main() -> None:
     """Answer a few frames with one rung; the memory as JSON on stdout, or null."""
     from mdeq_runtime.bench.benchmark import BenchSettings, open_for, session_for
@@ -88,7 +97,7 @@ def main() -> None:
             __import__(library)
     job = json.loads(sys.argv[1])
     base = resident_bytes()
-    bundle = open_bundle(Path(job["bundle"]))
+    bundle = open_bundle(Path(job["bundle"]), require_signature=job["keys"])
     rung = next(r for r in bundle.profile(job["profile"]).rungs if r.graph == job["graph"])
     settings = BenchSettings(
         iterations=[rung.evaluations],
