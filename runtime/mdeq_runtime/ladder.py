@@ -19,23 +19,27 @@ def plan(rungs: Sequence[Rung], evaluations: int) -> tuple[Rung, ...]:
     Raises:
         SessionError: no sum of rungs gives that count.
     """
-    best: dict[int, tuple[Rung, ...]] = {0: ()}
+    best: dict[int, tuple[int, Rung | None]] = {0: (0, None)}  # how many rungs, and the first
     ordered = sorted(rungs, key=lambda rung: -rung.evaluations)
     for total in range(1, evaluations + 1):
         chains = [
-            (rung, *best[total - rung.evaluations])
+            (best[total - rung.evaluations][0] + 1, rung)
             for rung in ordered
             if total - rung.evaluations in best
         ]
         if chains:
-            best[total] = min(chains, key=len)
+            best[total] = min(chains, key=lambda chain: chain[0])
     if evaluations < 1 or evaluations not in best:
         counts = ", ".join(str(n) for n in sorted(rung.evaluations for rung in rungs))
         raise SessionError(
             f"{evaluations} iterations cannot be made of the bundle's rungs ({counts}); choose a "
             f"sum of these, or export again with --iterations {max(evaluations, 1)}"
         )
-    return best[evaluations]
+    chain, total = [], evaluations
+    while (rung := best[total][1]) is not None:
+        chain.append(rung)
+        total -= rung.evaluations
+    return tuple(chain)
 
 
 def cold_plan(rungs: Sequence[Rung], evaluations: int, warm: tuple[Rung, ...]) -> tuple[Rung, ...]:

@@ -9,6 +9,7 @@ from edge_mdeq.errors import ConfigError
 __all__ = ["FixedIterations", "Policy", "UntilDeadline", "UntilTolerance"]
 
 GOOD = 0.05  # a relative residual that the authors of DEQ call good convergence
+MOST = 10_000  # evaluations of a frame; a plan is made of them before the first one
 LONGEST = 26  # evaluations; as long as the published solves
 
 
@@ -28,10 +29,10 @@ class FixedIterations:
     tol: float = GOOD
 
     def __post_init__(self) -> None:
-        if self.n is not None and self.n < 1:
-            raise ConfigError(f"iterations is {self.n}, need at least 1")
-        if self.cold is not None and self.cold < 0:
-            raise ConfigError(f"cold iterations is {self.cold}, need at least 1")
+        if self.n is not None and not 1 <= self.n <= MOST:
+            raise ConfigError(f"iterations is {self.n}, need at least 1 and at most {MOST}")
+        if self.cold is not None and not 0 <= self.cold <= MOST:
+            raise ConfigError(f"cold iterations is {self.cold}, need at least 1 and at most {MOST}")
         check_tolerance(self.tol)
 
 

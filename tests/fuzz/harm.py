@@ -33,4 +33,10 @@ def raise_another() -> None:
     raise ValueError("oh")
 
 
-HARMS = {"crash": os.abort, "hang": hang, "memory": take_memory, "exception": raise_another}
+HARMS = {
+    "crash": os.abort,
+    "hang": hang,
+    "memory": take_memory,
+    "exception": raise_another,
+    "none": lambda: None,
+}

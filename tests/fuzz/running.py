@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -32,31 +32,41 @@ class Finding:
 
 @dataclass
 class Tally:
-    """What came of a target's cases."""
+    """What came of a target's cases, from the seed ``first`` on."""
 
     target: str
+    first: int = 0
     cases: int = 0
     taken: int = 0
     refused: int = 0
     findings: list[Finding] = field(default_factory=list)
 
 
-def fuzz(target: str, folder: Path, seeds: Sequence[int], most: int = 20) -> Tally:
+def fuzz(
+    target: str,
+    folder: Path,
+    seeds: Sequence[int],
+    report: Callable[[Tally], None] = lambda tally: None,
+    tally: Tally | None = None,
+    most: int = 20,
+) -> Tally:
     """Run a case for each of ``seeds``.
 
     Args:
         target: its name among ``targets.TARGETS``.
         folder: what the target starts from, and works in.
         seeds: of the cases.
+        report: called after each case.
+        tally: what it adds to.
         most: findings after which it gives up.
     """
-    tally, left = Tally(target), list(seeds)
+    tally, left = tally or Tally(target), list(seeds)
     while left and len(tally.findings) < most:
-        left = left[work(tally, folder, left) :]
+        left = left[work(tally, folder, left, report) :]
     return tally
 
 
-def work(tally: Tally, folder: Path, seeds: Sequence[int]) -> int:
+def work(tally: Tally, folder: Path, seeds: Sequence[int], report: Callable[[Tally], None]) -> int:
     """Let one worker go as far as it gets; how many cases that was."""
     environment = os.environ | {
         "OMP_NUM_THREADS": "1",
@@ -64,7 +74,7 @@ def work(tally: Tally, folder: Path, seeds: Sequence[int]) -> int:
         "PYTHONWARNINGS": "ignore",
     }
     command = [sys.executable, str(WORKER), tally.target, str(folder)]
-    done = 0
+    begun = done = 0
     with tempfile.TemporaryFile() as errors, tempfile.TemporaryFile("w+") as given:
         given.write(" ".join(map(str, seeds)))
         given.seek(0)
@@ -81,21 +91,25 @@ def work(tally: Tally, folder: Path, seeds: Sequence[int]) -> int:
             for line in worker.stdout:
                 word = line.strip()
                 if word.isdigit():
-                    done += 1
-                elif word == "taken":
-                    tally.taken += 1
-                elif word == "refused":
-                    tally.refused += 1
+                    begun += 1
+                    continue
+                done += 1
+                tally.cases += 1
+                tally.taken += word == "taken"
+                tally.refused += word == "refused"
+                if word != "raised":  # which is told once it is known what
+                    report(tally)
             status = worker.wait(timeout=SILENCE_S)
         errors.seek(max(0, errors.seek(0, 2) - 6000))
         said = errors.read().decode(errors="replace")
-    tally.cases += done
+    tally.cases += begun - done  # the one that it died of
     if status == 0:
-        return done
-    if not done:
+        return begun
+    if not begun:
         raise RuntimeError(f"{tally.target} cannot be prepared: {said}")
-    tally.findings.append(Finding(tally.target, seeds[done - 1], verdict(status, said), said))
-    return done
+    tally.findings.append(Finding(tally.target, seeds[begun - 1], verdict(status, said), said))
+    report(tally)
+    return begun
 
 
 def verdict(status: int, said: str) -> str:

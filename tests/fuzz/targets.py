@@ -10,16 +10,16 @@ from target import Target
 
 __all__ = ["TARGETS"]
 
-TARGETS: dict[str, type[Target]] = {
+TARGETS: dict[str, type[Target]] = {  # the quickest first
+    "sources": Sources,
+    "requests": Requests,
+    "media": Media,
+    "signatures": Signatures,
+    "frames": Frames,
     "manifests": Manifests,
+    "checkpoints": Checkpoints,
+    "cards": Cards,
     "graphs": Graphs,
     "weights": Weights,
-    "signatures": Signatures,
-    "cards": Cards,
-    "checkpoints": Checkpoints,
-    "sources": Sources,
-    "media": Media,
-    "frames": Frames,
-    "requests": Requests,
     "settings": Settings,
 }

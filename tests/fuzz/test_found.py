@@ -9,10 +9,12 @@ from typing import Any
 
 import pytest
 
-from edge_mdeq.bundle import TensorSpec, open_bundle
+from edge_mdeq.bundle import Rung, Step, TensorSpec, open_bundle
 from edge_mdeq.bundle.decoding import decode_manifest
 from edge_mdeq.config import decode_card
 from edge_mdeq.errors import BundleError, ConfigError, EdgeMdeqError, SinkError, SourceError
+from mdeq_runtime.ladder import plan
+from mdeq_runtime.policies import FixedIterations
 from mdeq_runtime.sinks import open_sink
 from mdeq_runtime.sources import open_source
 
@@ -80,3 +82,12 @@ def test_a_source_with_a_null_character_is_none(name: str) -> None:
 def test_an_output_with_a_null_character_is_none(name: str) -> None:
     with pytest.raises(SinkError, match="null character"):
         open_sink(name)
+
+
+def test_more_evaluations_than_can_be_planned_are_none() -> None:
+    with pytest.raises(ConfigError, match="no graph has so many"):
+        Rung((Step("fp32", 2**31), Step("fp32", 1)), "solve.onnx")
+    for counts in ({"n": 2**31}, {"n": 1, "cold": 2**31}):
+        with pytest.raises(ConfigError, match="at most"):
+            FixedIterations(**counts)
+    assert len(plan((Rung((Step("fp32", 3),), "solve-k3.onnx"),), 9999)) == 3333

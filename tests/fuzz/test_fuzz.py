@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from harm import SEED
+from kept import fuzz_on, read_results
 from mutate import mutate_bytes, mutate_json
 from running import Tally, fuzz
 
@@ -25,6 +26,8 @@ from targets import TARGETS
 
 FEW = 24  # cases of each target in every run of the tests
 MANY = int(os.environ.get("EDGE_MDEQ_FUZZ_CASES", "10000"))
+FIRST = int(os.environ.get("EDGE_MDEQ_FUZZ_FIRST", "0"))  # seed
+RESULTS = Path(__file__).parents[2] / "out" / "fuzz.json"
 FOUND = {
     "manifests": (35, 132),  # bytes that are not UTF-8 within a string; hundreds of dimensions
     "requests": (43, 2430, 4006),  # bodies without an end, and such as are no HTTP
@@ -38,18 +41,18 @@ def check(tally: Tally, cases: int) -> None:
     assert tally.taken + tally.refused == cases, "refused without a word"
 
 
-@pytest.mark.parametrize("target", sorted(TARGETS))
+@pytest.mark.parametrize("target", TARGETS)
 def test_what_is_damaged_is_taken_or_refused(target: str, examples: Path) -> None:
     seeds = [*FOUND.get(target, ()), *range(FEW)]
     check(fuzz(target, examples, seeds), len(seeds))
 
 
 @pytest.mark.fuzz
-@pytest.mark.parametrize("target", sorted(TARGETS))
+@pytest.mark.parametrize("target", TARGETS)
 def test_ten_thousand_times(
     target: str, examples: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    tally = fuzz(target, examples, range(MANY))
+    tally = fuzz_on(target, examples, FIRST, MANY, RESULTS)
     with capsys.disabled():
         print(
             f"\n{target:<12} {tally.cases:>6} cases, {tally.taken} taken, {tally.refused} refused"
@@ -79,6 +82,24 @@ def test_each_kind_of_harm_is_seen_and_the_next_case_runs(
     assert [(finding.seed, finding.what) for finding in tally.findings] == [(SEED, what)]
     assert tally.cases == 3
     assert tally.taken == 2
+
+
+def test_a_long_run_goes_on_where_it_stopped_and_tries_again_what_it_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    results = tmp_path / "out" / "fuzz.json"
+    monkeypatch.setenv("EDGE_MDEQ_FUZZ_HARM", "exception")
+    part = fuzz_on("harm", tmp_path, 2, 3, results)
+    assert (part.cases, part.taken, part.findings) == (3, 3, [])
+    whole = fuzz_on("harm", tmp_path, 2, 8, results)
+    assert (whole.cases, whole.taken) == (8, 7)
+    assert [finding.seed for finding in whole.findings] == [SEED]
+    assert read_results(results)["harm"][0] == whole
+    monkeypatch.setenv("EDGE_MDEQ_FUZZ_HARM", "none")
+    mended = fuzz_on("harm", tmp_path, 2, 8, results)
+    assert (mended.cases, mended.taken, mended.findings) == (8, 8, [])
+    other = fuzz_on("harm", tmp_path, 90, 1, results)
+    assert (other.first, other.cases) == (90, 1)
 
 
 def test_damage_is_of_every_kind_and_the_same_for_the_same_seed() -> None:
