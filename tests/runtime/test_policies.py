@@ -187,6 +187,7 @@ class Slow:
         monkeypatch.setattr(backend, "advance", slow)
 
 
+@pytest.mark.clock
 @pytest.mark.parametrize(("ms", "fewest", "most"), [(170, 1, 3), (330, 3, 6)])
 def test_a_solve_uses_the_time_it_has_and_no_more(
     model: Model, monkeypatch: pytest.MonkeyPatch, ms: float, fewest: int, most: int
@@ -250,6 +251,7 @@ def test_a_limit_goes_before_the_policy(
         assert_same(found, fixed(model, expected, picture(0)))
 
 
+@pytest.mark.clock
 def test_a_governed_stream_meets_its_target_and_takes_what_it_may(
     model: Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -267,6 +269,7 @@ def test_a_governed_stream_meets_its_target_and_takes_what_it_may(
     assert np.median([result.busy_ms for result in results[-8:]]) < 230
 
 
+@pytest.mark.clock
 def test_a_governor_follows_a_policy_that_was_changed(
     model: Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:
