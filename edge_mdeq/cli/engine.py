@@ -19,7 +19,8 @@ from edge_mdeq.errors import ConfigError
 if TYPE_CHECKING:
     from mdeq_runtime.policies import Policy
     from mdeq_runtime.tensorrt.child import Event
-    from mdeq_runtime.tensorrt.engines import EngineRecord, EngineStore
+    from mdeq_runtime.tensorrt.engines import EngineStore
+    from mdeq_runtime.tensorrt.records import EngineRecord
 
 __all__ = ["engine"]
 

@@ -18,6 +18,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # before this folder and its conftest
@@ -48,17 +49,20 @@ VERBS = {  # the command, and what goes on after a kill
     "export": ["export", "base.safetensors", "-o", "made.mdeq", "--iterations", "1", "2", "-q"],
     "unroll": ["unroll", "base.mdeq", "--iterations", "3", "5", "-q"],
     "train": ["train", "recipe.toml", "--data", "data", "--out", "out"],
+    "engine": ["engine", "rtx.mdeq", "--compute-capability", "SM86", "--iterations", "1", "-q"],
     "tune": ["tune", "trained.safetensors", "--iterations", "2", "--data", "data", "-o", "tuned"],
     "run": ["run", "base.mdeq", "test://?fps=200", "video.mp4", "--max-frames", "150"],
 }
 MORE = {
     "import": ["--downsample-times", "2", "--force"],
     "export": ["--force"],
+    "engine": ["--force"],
     "train": [],
     "tune": ["--epochs", "2", "--batch", "3"],
     "run": ["--output", "r.jsonl", "--output", "masks/", "--record-hard", "hard", "--cold", "9"],
 }
-RESUMED = ("train", "tune")
+WHOLE = "trained.safetensors"  # of a training that nothing interrupted
+RESUMED = {"train": "out", "tune": "tuned"}  # and their folders
 
 
 def call(words: list[str], folder: Path) -> int:
@@ -83,6 +87,14 @@ def call(words: list[str], folder: Path) -> int:
         os._exit(status)
 
 
+def killed(words: list[str], folder: Path, after_s: float) -> bool:
+    """Call a verb and kill it; whether that came before its end."""
+    child = call(words, folder)
+    time.sleep(after_s)
+    os.kill(child, signal.SIGKILL)
+    return os.WIFSIGNALED(os.waitpid(child, 0)[1])
+
+
 def finish(words: list[str], folder: Path) -> float:
     """Call a verb to its end; the seconds that it took."""
     begin = time.monotonic()
@@ -92,45 +104,70 @@ def finish(words: list[str], folder: Path) -> float:
     return time.monotonic() - begin
 
 
-# What may be there, after a kill and at the end
+# What may be there after a kill, and what must be: what was there before, and all at the end
 
 
 def bundle(name: str) -> Callable[[Path, bool], None]:
-    def look(folder: Path, done: bool) -> None:
+    def look(folder: Path, there: bool) -> None:
         from edge_mdeq.bundle import open_bundle
 
-        if done or (folder / name).exists():
+        if there or (folder / name).exists():
             open_bundle(folder / name, verify=True)
 
     return look
 
 
 def weights(name: str) -> Callable[[Path, bool], None]:
-    def look(folder: Path, done: bool) -> None:
+    def look(folder: Path, there: bool) -> None:
         from edge_mdeq.weights import load_weights
 
-        if done or (folder / name).exists():
+        if there or (folder / name).exists():
             load_weights(folder / name)
 
     return look
 
 
-def training(name: str, result: str) -> Callable[[Path, bool], None]:
-    def look(folder: Path, done: bool) -> None:
+def training(name: str, result: str, count: int) -> Callable[[Path, bool], None]:
+    def look(folder: Path, there: bool) -> None:
         from edge_mdeq.training.checkpoint import load_checkpoint
 
         checkpoint, log = folder / name / "checkpoint.pt", folder / name / "log.jsonl"
         if checkpoint.exists():
             load_checkpoint(checkpoint)
-        if done:
+        if there:
             epochs = [json.loads(line)["epoch"] for line in log.read_text().splitlines()]
-            assert epochs == list(range(1, len(epochs) + 1)), epochs
-        weights(f"{name}/{result}")(folder, done)
+            assert epochs == list(range(1, count + 1)), epochs
+        weights(f"{name}/{result}")(folder, there)
 
     return look
 
 
-def recording(folder: Path, done: bool) -> None:
+def trained(folder: Path, there: bool) -> None:
+    from safetensors.torch import load_file
+
+    training("out", "weights.safetensors", 6)(folder, there)
+    if there:
+        found, whole = load_file(folder / "out/weights.safetensors"), load_file(folder / WHOLE)
+        assert all(bool((found[name] == whole[name]).all()) for name in whole), "other weights"
+
+
+def engine(folder: Path, there: bool) -> None:
+    from edge_mdeq.bundle import open_bundle
+    from mdeq_runtime.tensorrt.engines import EngineStore
+    from mdeq_runtime.tensorrt.identity import identify
+    from mdeq_runtime.tensorrt.settings import BuildSettings
+    from mdeq_runtime.tensorrt.versions import find_flavour
+
+    opened, flavour = open_bundle(folder / "rtx.mdeq", verify=True), find_flavour(True)
+    settings = BuildSettings(capabilities=("SM86",))
+    identity = identify(flavour, opened.profile(flavour.profile), settings)
+    store = EngineStore(opened, flavour.profile, identity)
+    rungs = [rung.graph for rung in store.profile.rungs if rung.evaluations == 1]
+    if there:
+        assert store.find(rungs[0]).read_bytes()[:4] == b"vtrt"
+
+
+def recording(folder: Path, there: bool) -> None:
     import cv2
 
     lines = folder / "r.jsonl"
@@ -139,7 +176,7 @@ def recording(folder: Path, done: bool) -> None:
     for path in [*folder.glob("masks/*.png"), *folder.glob("hard/[!.]*.png")]:
         assert cv2.imread(str(path)) is not None, path
     video = folder / "video.mp4"
-    if done or video.exists():
+    if there or video.exists():
         assert cv2.VideoCapture(str(video)).read()[0], "the video does not play"
 
 
@@ -147,8 +184,9 @@ LOOKS = {
     "import": weights("imported.safetensors"),
     "export": bundle("made.mdeq"),
     "unroll": bundle("base.mdeq"),
-    "train": training("out", "weights.safetensors"),
-    "tune": training("tuned", "weights.safetensors"),
+    "engine": engine,
+    "train": trained,
+    "tune": training("tuned", "weights.safetensors", 2),
     "run": recording,
 }
 
@@ -176,34 +214,53 @@ def prepare(folder: Path) -> None:
     export_bundle(
         folder / "base.safetensors", folder / "base.mdeq", ExportSettings(iterations=(1, 2))
     )
+    shutil.copytree(folder / "base.mdeq", folder / "rtx.mdeq")
+    manifest = json.loads((folder / "rtx.mdeq/manifest.json").read_text())
+    manifest["profiles"]["tensorrt-rtx"] = manifest["profiles"]["ort-cpu"]
+    (folder / "rtx.mdeq/manifest.json").write_text(json.dumps(manifest))
     finish(VERBS["train"], folder)
-    for suffix in ("safetensors", "json"):
-        shutil.copy(folder / "out" / f"weights.{suffix}", folder / f"trained.{suffix}")
+    for suffix in (".safetensors", ".json"):
+        shutil.copy(folder / f"out/weights{suffix}", (folder / WHOLE).with_suffix(suffix))
     shutil.rmtree(folder / "out")
 
 
-def kill_once(verb: str, master: Path, work: Path, seconds: float, rng: random.Random) -> str:
-    """One kill, a look, and the same verb again; what was wrong."""
+def kill_once(
+    verb: str, master: Path, work: Path, seconds: float, rng: random.Random
+) -> tuple[bool, str]:
+    """One kill, a look, and the same verb again: whether it came in time, and what was wrong."""
     shutil.rmtree(work, ignore_errors=True)
     shutil.copytree(master, work)
     words, look = [*VERBS[verb], *MORE.get(verb, ())], LOOKS[verb]
-    if rng.random() < 0.5 and verb not in RESUMED:
-        finish(words, work)  # so that there is an old one
-    child = call(words, work)
-    time.sleep(rng.random() * seconds)
-    os.kill(child, signal.SIGKILL)
-    os.waitpid(child, 0)
+    old = rng.random() < 0.5 and verb not in RESUMED
+    if old:
+        finish(words, work)
+    in_time = killed(words, work, rng.random() * seconds)
     try:
-        look(work, False)
-        out = work / {"train": "out", "tune": "tuned"}.get(verb, "")
-        again = ["--resume"] if verb in RESUMED and (out / "checkpoint.pt").exists() else []
-        finish([*words, *again], work)
+        look(work, old)
+        if verb in RESUMED:
+            resume(words, work / RESUMED[verb])
+        else:
+            finish(words, work)
         look(work, True)
         left = [str(p.relative_to(work)) for p in work.rglob(".*") if "data" not in p.parts]
         assert not left, f"the next run left {left}"
     except Exception as error:
-        return f"{type(error).__name__}: {error}"
-    return ""
+        return in_time, f"{type(error).__name__}: {error}"
+    return in_time, ""
+
+
+def resume(words: list[str], out: Path) -> None:
+    """Go on with a training: what it had done is not done again."""
+    checkpoint, log = out / "checkpoint.pt", out / "log.jsonl"
+    if not checkpoint.exists():
+        finish(words, out.parent)
+        return
+    from edge_mdeq.training.checkpoint import load_checkpoint
+
+    epochs = load_checkpoint(checkpoint)["epoch"]
+    before = log.read_text().splitlines()[:epochs]
+    finish([*words, "--resume"], out.parent)
+    assert log.read_text().splitlines()[:epochs] == before, "epochs were done again"
 
 
 def main() -> int:
@@ -213,21 +270,25 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     verbs, rng = arguments.verbs or list(VERBS), random.Random(arguments.seed)
+    if "engine" in verbs and find_spec("tensorrt_rtx") is None:
+        print("engine: left out, it needs the extra tensorrt-rtx")
+        verbs.remove("engine")
     broken: list[str] = []
     with tempfile.TemporaryDirectory() as place:
         os.environ["XDG_STATE_HOME"] = f"{place}/state"
         master = Path(place, "master")
         master.mkdir()
         prepare(master)
-        print(f"{'verb':<8} {'kills':>6} {'broken':>7}")
+        print(f"{'verb':<8} {'kills':>6} {'in time':>8} {'broken':>7}")
         for index, verb in enumerate(verbs):
             work = Path(place, verb)
             shutil.copytree(master, work)
             seconds = finish([*VERBS[verb], *MORE.get(verb, ())], work)
             kills = len(range(index, arguments.kills, len(verbs)))
             found = [kill_once(verb, master, work, seconds, rng) for _ in range(kills)]
-            wrong = [f"{verb}: {each}" for each in found if each]
-            print(f"{verb:<8} {kills:>6} {len(wrong):>7}", flush=True)
+            wrong = [f"{verb}: {what}" for _, what in found if what]
+            in_time = sum(each for each, _ in found)
+            print(f"{verb:<8} {kills:>6} {in_time:>8} {len(wrong):>7}", flush=True)
             broken += wrong
     print("\n".join(broken) or f"{arguments.kills} kills, nothing broken")
     return bool(broken)

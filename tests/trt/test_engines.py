@@ -179,6 +179,25 @@ def test_what_a_killed_build_left_is_removed_and_what_runs_is_not(bundle: Bundle
     assert running.exists()
 
 
+def test_a_build_killed_as_its_engine_took_its_place_loses_neither(bundle: Bundle) -> None:
+    store = EngineStore(bundle, "tensorrt-10", HERE)
+    path = put(store, b"old")
+    built = path.with_name("built")
+    built.write_bytes(b"new")
+    store.announce(GRAPH, built, path, {}, {})
+    assert store.find(GRAPH).read_bytes() == b"old"
+    built.replace(path)
+    assert store.find(GRAPH).read_bytes() == b"new"
+    store.tidy()
+    assert store.find(GRAPH).read_bytes() == b"new"
+    built.write_bytes(b"newer")
+    store.announce(GRAPH, built, path, {}, {})
+    built.unlink()
+    store.tidy()
+    assert store.find(GRAPH).read_bytes() == b"new"
+    assert sorted(os.listdir(path.parent)) == ["solve-k1.engine", "solve-k1.json"]
+
+
 # Whose engine it is
 
 

@@ -15,7 +15,7 @@ from mdeq_export import ExportSettings
 from mdeq_runtime.backends import nvidia
 from mdeq_runtime.backends.nvidia import CudaDevice
 from mdeq_runtime.tensorrt import identity
-from mdeq_runtime.tensorrt.engines import EngineRecord
+from mdeq_runtime.tensorrt.records import EngineRecord
 from mdeq_runtime.tensorrt.versions import find_release, installed
 from mdeq_runtime.tensorrt.workshop import Workshop
 

@@ -20,8 +20,9 @@ from mdeq_runtime.device_key import tag
 from mdeq_runtime.doctor.probes import try_bundle
 from mdeq_runtime.memory import resident_bytes
 from mdeq_runtime.tensorrt import opening
-from mdeq_runtime.tensorrt.engines import PURPOSE, EngineStore, read_record, write_record
+from mdeq_runtime.tensorrt.engines import PURPOSE, EngineStore
 from mdeq_runtime.tensorrt.identity import identify
+from mdeq_runtime.tensorrt.records import read_record, write_record
 from mdeq_runtime.tensorrt.settings import BuildSettings, needed
 from mdeq_runtime.tensorrt.versions import Release, flavour_of
 

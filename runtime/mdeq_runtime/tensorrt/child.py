@@ -50,6 +50,7 @@ class Job:
         rtx: whether for TensorRT for RTX.
         settings: that the compiler is given.
         niceness: added to that of the caller.
+        parent: the caller's process, without which nobody waits for it; 0: whoever that is.
     """
 
     graph: str
@@ -59,6 +60,7 @@ class Job:
     rtx: bool
     settings: BuildSettings
     niceness: int = 0
+    parent: int = 0
 
 
 @dataclass(frozen=True)
@@ -90,6 +92,8 @@ def main() -> None:
         lines.write(msgspec.json.encode(event) + b"\n")
 
     job = msgspec.json.decode(sys.stdin.buffer.read(), type=Job)
+    if job.parent not in (0, os.getppid()):
+        os._exit(1)  # it died before this could ask to be told
     give_way(job.niceness)
     try:
         send(Event("built", measured=work(job, send)))

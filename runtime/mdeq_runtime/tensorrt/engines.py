@@ -2,7 +2,8 @@
 
 They lie in the bundle, or in the user's cache where the bundle cannot be written to. The engine is
 the plain file that ``trtexec --loadEngine`` takes; the JSON says what it was built from and for,
-and its hash. What lacks the JSON, or does not agree with it, is not used.
+and its hash. What lacks the JSON, or does not agree with it, is not used. A new engine's lies there
+as ``NAME.next.json`` before the engine takes its place, so that a kill in between loses neither.
 
 An engine is code. So its JSON has this device's tag, or is signed by a key that was required of the
 bundle; whatever else it claims, an engine without either is a stranger's and is not used.
@@ -11,12 +12,11 @@ bundle; whatever else it claims, an engine without either is a stranger's and is
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import re
 import shlex
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,50 +25,26 @@ import msgspec
 from edge_mdeq.bundle import Bundle
 from edge_mdeq.bundle.precision import chosen
 from edge_mdeq.bundle.reader import hash_file
-from edge_mdeq.bundle.signature import PrivateKey, Signature, sign, signer
+from edge_mdeq.bundle.signature import PrivateKey, sign, signer
 from edge_mdeq.errors import DeviceError, EngineError
-from edge_mdeq.files import read_capped, write_atomic
+from edge_mdeq.files import make_folder
 from mdeq_runtime.backends.engine_cache import engine_roots
 from mdeq_runtime.device_key import canonical, made_here, tag
 from mdeq_runtime.policies import FixedIterations, UntilTolerance
 from mdeq_runtime.tensorrt.identity import Identity, differences
+from mdeq_runtime.tensorrt.records import (
+    NEXT,
+    EngineRecord,
+    confirm,
+    read_record,
+    record_file,
+    write_record,
+)
 from mdeq_runtime.tensorrt.settings import needed
 
-__all__ = ["EngineRecord", "EngineStore", "read_record", "sign_engines"]
+__all__ = ["EngineStore", "sign_engines"]
 
-RECORD_LIMIT = 2**16  # bytes; far above any real one
 PURPOSE = "TensorRT engine"  # of tags and signatures
-
-
-@dataclass(frozen=True)
-class EngineRecord:
-    """What stands beside an engine.
-
-    Attributes:
-        graph: the bundle's graph that it was built from.
-        sources: SHA-256 of that graph and of the weights that it uses.
-        sha256, bytes: of the engine.
-        identity: what it was built for.
-        settings: that the compiler was given.
-        measured: what the build took: seconds, peak_bytes, layers.
-        tag: of the device that built it.
-        signatures: by who built it for other devices.
-    """
-
-    graph: str
-    sources: str
-    sha256: str
-    bytes: int
-    identity: Identity
-    settings: dict[str, Any] = field(default_factory=dict)
-    measured: dict[str, float] = field(default_factory=dict)
-    tag: str = ""
-    signatures: tuple[Signature, ...] = ()
-
-    @property
-    def content(self) -> dict[str, Any]:
-        """What tag and signatures are for: all but themselves, with the engine's hash."""
-        return {k: v for k, v in asdict(self).items() if k not in ("tag", "signatures")}
 
 
 class EngineStore:
@@ -109,7 +85,7 @@ class EngineStore:
         for root in self.roots:
             folder = root / self.identity.fingerprint
             try:
-                folder.mkdir(parents=True, exist_ok=True)
+                make_folder(folder)
             except OSError as error:
                 problems.append(f"{root}: {error.strerror}")
                 continue
@@ -167,7 +143,7 @@ class EngineStore:
     def unfit(self, graph: str, path: Path) -> str:
         """Why an engine is not to be used; "" if it is."""
         try:
-            record = read_record(path.with_suffix(".json"))
+            record = read_record(record_file(path))
         except EngineError as error:
             return str(error)
         wrong = differences(record.identity, self.identity)
@@ -213,18 +189,35 @@ class EngineStore:
         Raises:
             DeviceError: this device has no key that can be used.
         """
+        record = self.announce(graph, path, path, settings, measured)
+        confirm(path)
+        return record
+
+    def announce(
+        self,
+        graph: str,
+        built: Path,
+        path: Path,
+        settings: dict[str, Any],
+        measured: dict[str, float],
+    ) -> EngineRecord:
+        """Write down what ``built`` is, as built here, before it becomes ``path``; see ``confirm``.
+
+        Raises:
+            DeviceError: this device has no key that can be used.
+        """
         record = EngineRecord(
             graph=graph,
             sources=self.sources(graph),
-            sha256=hash_file(path),
-            bytes=path.stat().st_size,
+            sha256=hash_file(built),
+            bytes=built.stat().st_size,
             identity=self.identity,
             settings=settings,
             measured=measured,
         )
         read = msgspec.json.decode(msgspec.json.encode(record), type=EngineRecord)
         record = replace(read, tag=tag(PURPOSE, read.content))  # numbers as they will be read
-        write_record(path.with_suffix(".json"), record)
+        write_record(path.with_suffix(NEXT), record)
         return record
 
     def path(self, graph: str) -> Path:
@@ -239,29 +232,15 @@ class EngineStore:
                 if number.isdecimal() and not Path("/proc", number).exists():
                     with suppress(OSError):
                         left.unlink()
+            for coming in root.glob(f"*/*{NEXT}"):
+                path = coming.with_name(coming.name.removesuffix(NEXT) + ".engine")
+                with suppress(OSError):
+                    confirm(path) if record_file(path) == coming else coming.unlink()
 
 
 def engine_name(graph: str) -> str:
     """``graphs/tensorrt-10/solve-k2.onnx``'s is ``solve-k2.engine``."""
     return Path(graph).with_suffix(".engine").name
-
-
-def write_record(path: Path, record: EngineRecord) -> None:
-    write_atomic(path, json.dumps(asdict(record), indent=2).encode() + b"\n")
-
-
-def read_record(path: Path) -> EngineRecord:
-    """What stands beside an engine.
-
-    Raises:
-        EngineError: nothing does, or it makes no sense.
-    """
-    try:
-        return msgspec.json.decode(read_capped(path, RECORD_LIMIT), type=EngineRecord)
-    except OSError as error:
-        raise EngineError(f"{path.name} cannot be read ({error.strerror})") from error
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-        raise EngineError(f"{path.name} is no record of an engine ({error})") from error
 
 
 def sign_engines(bundle: Bundle, key: PrivateKey) -> dict[Path, str]:
@@ -276,7 +255,7 @@ def sign_engines(bundle: Bundle, key: PrivateKey) -> dict[Path, str]:
     """
     found = {}
     for path in sorted((bundle.path / "engines").glob("*/*.engine")):
-        file = path.with_suffix(".json")
+        file = record_file(path)
         try:
             record = read_record(file)
             if not made_here(PURPOSE, record.content, record.tag):

@@ -16,8 +16,9 @@ from edge_mdeq.errors import EngineError, MissingExtraError
 from mdeq_runtime.backends import Backend
 from mdeq_runtime.backends.nvidia import find_device
 from mdeq_runtime.policies import Policy
-from mdeq_runtime.tensorrt.engines import EngineStore, read_record
+from mdeq_runtime.tensorrt.engines import EngineStore
 from mdeq_runtime.tensorrt.identity import identify
+from mdeq_runtime.tensorrt.records import read_record, record_file
 from mdeq_runtime.tensorrt.settings import BuildSettings, in_fp16, needed
 from mdeq_runtime.tensorrt.versions import Release, find_flavour, find_release
 
@@ -57,7 +58,7 @@ def open_engines(
     manifest = bundle.manifest
     profile = chosen(store.profile, precision, manifest.precision, manifest.name)
     graphs = needed(profile, policies, carry)
-    built = [read_record(store.find(graph).with_suffix(".json")) for graph in graphs]
+    built = [read_record(record_file(store.find(graph))) for graph in graphs]
     streaming = any(record.settings.get("stream_weights") for record in built)
     host_code = any(record.identity.version_compatible for record in built)
     from mdeq_runtime.tensorrt.backend import TensorRTBackend

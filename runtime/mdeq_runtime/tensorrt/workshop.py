@@ -7,6 +7,7 @@ interrupted leaves what was there.
 
 from __future__ import annotations
 
+import os
 import queue
 import signal
 import subprocess
@@ -27,7 +28,8 @@ from edge_mdeq.files import read_capped, replacing, write_atomic
 from mdeq_runtime.device_key import device_key, made_here, tag
 from mdeq_runtime.memory import available_bytes, resident_bytes
 from mdeq_runtime.tensorrt.child import Event, Job
-from mdeq_runtime.tensorrt.engines import EngineRecord, EngineStore
+from mdeq_runtime.tensorrt.engines import EngineStore
+from mdeq_runtime.tensorrt.records import EngineRecord, confirm
 from mdeq_runtime.tensorrt.settings import BuildSettings
 
 __all__ = ["Workshop", "child"]
@@ -83,8 +85,11 @@ class Workshop:
             drop_foreign(kept)
             with replacing(path) as temporary:
                 event = self.run(self.job(source, temporary, path), graph)
+                facts = (asdict(self.settings), dict(event.measured))
+                record = self.store.announce(graph, temporary, path, *facts)
+            confirm(path)
             vouch(kept)
-            return self.store.record(graph, path, asdict(self.settings), dict(event.measured))
+            return record
         except OSError as error:
             raise EngineError(f"{path} could not be written: {error.strerror}") from error
 
@@ -93,7 +98,14 @@ class Workshop:
         timings = None if self.rtx else str(kept)
         layers = str(path.with_suffix(".layers.json"))
         return Job(
-            str(source), str(temporary), layers, timings, self.rtx, self.settings, self.niceness
+            str(source),
+            str(temporary),
+            layers,
+            timings,
+            self.rtx,
+            self.settings,
+            self.niceness,
+            os.getpid(),
         )
 
     def run(self, job: Job, graph: str) -> Event:
