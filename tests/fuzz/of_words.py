@@ -95,11 +95,14 @@ class Settings(Target):
     )
 
     def prepare(self) -> None:
+        from typer import main as typer_main
+
         from edge_mdeq import cli
 
+        commands = typer_main.get_command(cli.app)  # takes longer to make than most cases
+        typer_main.get_command = lambda app: commands
         shutil.copytree(self.folder / BUNDLE, self.work / BUNDLE)
         os.chdir(self.work)
-        self.before = dict(os.environ)
         self.call(cli, ["inspect", BUNDLE])
 
     def call(self, cli: Any, words: list[str]) -> int:
