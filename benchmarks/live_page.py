@@ -3,8 +3,9 @@
     python benchmarks/live_page.py [--viewers 0 1 6 21] [--seconds 10] [--bundle BUNDLE]
 
 First a camera of 1280 x 720 at 15 fps and a session that costs nothing: the process's time goes to
-the page alone. Then the model of a bundle on frames that come as fast as it answers them, in turns
-with and without twenty viewers. The viewers are in a process of their own, and only read.
+the page alone. Then the model of a bundle, in turns with and without twenty viewers: on the frames
+of such a camera, and on frames that come as fast as they are answered, so that the page encodes
+while the next one is solved. The viewers are in a process of their own, and only read.
 """
 
 from __future__ import annotations
@@ -16,7 +17,6 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,11 @@ from mdeq_runtime.web import LivePage
 SIZE, FPS = (720, 1280), 15.0
 Times = tuple[float, float]  # by the clock, and of the pipeline's thread; milliseconds
 LABELS = ("sky", "ground", "object")
+
+
+def now() -> Times:
+    """Milliseconds."""
+    return 1e3 * time.perf_counter(), 1e3 * time.thread_time()
 
 
 class Pan(Source):
@@ -127,8 +132,10 @@ def cost(counts: list[int], seconds: float) -> None:
         print(f"the first viewer costs {100 * first:.1f}% of a core, each further {further:.2%}")
 
 
-def slowed(bundle: Path, count: int, frames: int, turns: int) -> None:
+def slowed(bundle: Path, fps: float | None, count: int, frames: int, turns: int) -> None:
     """Times of the pipeline's frames with and without viewers, in turns.
+
+    ``fps`` is the camera's; None: a frame is there whenever one is asked for.
 
     A second group without viewers shows what the machine itself varies by. Where other programs
     keep its cores busy, the clock says more of those than of the viewers; the processor time of the
@@ -142,9 +149,10 @@ def slowed(bundle: Path, count: int, frames: int, turns: int) -> None:
     with Model(bundle, threads=1) as model, model.session() as session:
         for _ in range(turns):
             for watching, times in groups.values():
-                times += timed(session, model.labels, watching, frames)
+                times += timed(session, model.labels, fps, watching, frames)
     base = np.percentile(groups["nobody"][1], (50, 90, 99), axis=0)
-    print("milliseconds of a frame, and their ratio to the first group's")
+    pace = "as fast as they are answered" if fps is None else f"at {fps:g} fps"
+    print(f"frames {pace}: milliseconds of one, and their ratio to the first group's")
     for column, kind in enumerate(("clock", "processor")):
         for name, (_, times) in groups.items():
             found = np.percentile(times, (50, 90, 99), axis=0)
@@ -155,18 +163,23 @@ def slowed(bundle: Path, count: int, frames: int, turns: int) -> None:
             print(f"{kind:>9}, {name:>13}, {len(times)} frames: {said}")
 
 
-def timed(session: Session, labels: tuple[str, ...], watching: int, count: int) -> list[Times]:
+def timed(
+    session: Session, labels: tuple[str, ...], fps: float | None, watching: int, count: int
+) -> list[Times]:
     """What each of so many frames took, the sink included, while so many watch."""
-    took: list[Times] = []
+    started: list[Times] = []
+    ended: list[Times] = []
 
     def answer(frame: Frame) -> Result:
-        result = session(frame)
-        took.append((1e3 * time.perf_counter(), 1e3 * time.thread_time()))
-        return result
+        started.append(now())
+        return session(frame)
+
+    def done(result: Result) -> None:
+        ended.append(now())
 
     with LivePage("http://127.0.0.1:0?viewers=100", labels, ()) as page, viewers(page, watching):
-        run(answer, Pan(None, count), [page])
-    return [(b[0] - a[0], b[1] - a[1]) for a, b in pairwise(took[3:])]
+        run(answer, Pan(fps, count), [page], on_result=done)
+    return [(b[0] - a[0], b[1] - a[1]) for a, b in zip(started, ended, strict=True)][3:]
 
 
 def main() -> None:
@@ -180,7 +193,8 @@ def main() -> None:
     args = parser.parse_args()
     cv2.setNumThreads(1)
     cost(args.viewers, args.seconds)
-    slowed(args.bundle, 20, args.frames, args.turns)
+    for fps in (FPS, None):
+        slowed(args.bundle, fps, 20, args.frames, args.turns)
 
 
 if __name__ == "__main__":
