@@ -58,7 +58,7 @@ MORE = {
     "export": ["--force"],
     "engine": ["--force"],
     "train": [],
-    "tune": ["--epochs", "2", "--batch", "3"],
+    "tune": ["--epochs", "2", "--batch", "3", "--ignore", "7"],
     "run": ["--output", "r.jsonl", "--output", "masks/", "--record-hard", "hard", "--cold", "9"],
 }
 WHOLE = "trained.safetensors"  # of a training that nothing interrupted
@@ -194,20 +194,21 @@ LOOKS = {
 def prepare(folder: Path) -> None:
     """Examples: a dataset, weights, a bundle, a checkpoint; and all imports."""
     import torch
-    from conftest import SEGMENTER, save_tiny
+    from conftest import save_tiny
     from tiny_data import write_camvid
 
     sys.path.insert(0, str(Path(__file__).parents[1] / "edge_mdeq"))
     from published import published_checkpoint
 
-    from edge_mdeq.config import ModelConfig
+    from edge_mdeq.config import InputConfig, ModelCard, ModelConfig, Provenance
     from mdeq_export import exporter
 
     exporter.VERIFICATION_IMAGES = 2  # eight would show no more
     write_camvid(folder / "data")
     (folder / "recipe.toml").write_text(RECIPE)
-    save_tiny(SEGMENTER, folder / "base.safetensors", 1)
     config = ModelConfig("segmentation", 3, (8, 16), expansion=1, groups=8)
+    card = ModelCard(config, InputConfig(32, 32), provenance=Provenance("tiny"))
+    save_tiny(card, folder / "base.safetensors", 1)
     torch.save(published_checkpoint(config, "v2"), folder / "v2.pkl")
     from mdeq_export import ExportSettings, export_bundle
 
@@ -227,16 +228,22 @@ def prepare(folder: Path) -> None:
 def kill_once(
     verb: str, master: Path, work: Path, seconds: float, rng: random.Random
 ) -> tuple[bool, str]:
-    """One kill, a look, and the same verb again: whether it came in time, and what was wrong."""
+    """One kill, a look, and the same verb again: whether it came in time, and what was wrong.
+
+    If it came too late the verb was done, and that is all that is looked at.
+    """
     shutil.rmtree(work, ignore_errors=True)
     shutil.copytree(master, work)
     words, look = [*VERBS[verb], *MORE.get(verb, ())], LOOKS[verb]
-    old = rng.random() < 0.5 and verb not in RESUMED
-    if old:
+    old = verb == "unroll"  # its bundle; twice it would have nothing to do
+    if not old and verb not in RESUMED and rng.random() < 0.5:
         finish(words, work)
+        old = True
     in_time = killed(words, work, rng.random() * seconds)
     try:
-        look(work, old)
+        look(work, old or not in_time)
+        if not in_time:
+            return False, ""
         if verb in RESUMED:
             resume(words, work / RESUMED[verb])
         else:
@@ -266,7 +273,7 @@ def resume(words: list[str], out: Path) -> None:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("verbs", nargs="*", metavar="VERB", help=", ".join(VERBS))
-    parser.add_argument("--kills", type=int, default=50, help="in all")
+    parser.add_argument("--kills", type=int, default=50, help="in time, in all")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     verbs, rng = arguments.verbs or list(VERBS), random.Random(arguments.seed)
@@ -285,12 +292,14 @@ def main() -> int:
             shutil.copytree(master, work)
             seconds = finish([*VERBS[verb], *MORE.get(verb, ())], work)
             kills = len(range(index, arguments.kills, len(verbs)))
-            found = [kill_once(verb, master, work, seconds, rng) for _ in range(kills)]
+            found: list[tuple[bool, str]] = []
+            while sum(in_time for in_time, _ in found) < kills and len(found) < 4 * kills:
+                found.append(kill_once(verb, master, work, seconds, rng))
             wrong = [f"{verb}: {what}" for _, what in found if what]
             in_time = sum(each for each, _ in found)
-            print(f"{verb:<8} {kills:>6} {in_time:>8} {len(wrong):>7}", flush=True)
+            print(f"{verb:<8} {len(found):>6} {in_time:>8} {len(wrong):>7}", flush=True)
             broken += wrong
-    print("\n".join(broken) or f"{arguments.kills} kills, nothing broken")
+    print("\n".join(broken) or "nothing broken")
     return bool(broken)
 
 

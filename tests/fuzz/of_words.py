@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import shutil
+from itertools import pairwise
 from typing import Any
 
 from mutate import mutate_text
@@ -132,7 +133,17 @@ class Settings(Target):
             return  # nothing outside of the folder is written, and no other machine asked
         if any(part in word for word in words for part in ("..", "=/", ":///", "** ")):
             return
-        if "run" in words and "--max-frames" not in words:
-            words += ["--max-frames", "1"]
+        frames = [after for word, after in pairwise(words) if word == "--max-frames"]
+        if "run" in words and all(is_number(text) for text in frames):
+            words += ["--max-frames", "1"]  # the last one counts; more would just take their time
         code = self.call(cli, [word.replace("\0", "") for word in words])
         assert code in (0, 1, 2), f"exit code {code} of {words}"
+
+
+def is_number(text: str) -> bool:
+    """Whether the command line would take it for one."""
+    try:
+        int(text)
+    except ValueError:
+        return False
+    return True

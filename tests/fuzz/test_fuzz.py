@@ -2,6 +2,9 @@
 
 No crash, no hang, no more memory than 1 GiB beyond what is loaded, no exception but those of
 ``edge_mdeq.errors``. Each seed is a case; the seeds of what was found stay in ``FOUND``.
+
+The long run (``-m fuzz``) keeps its results in ``out/fuzz.json`` and goes on where it was stopped.
+``EDGE_MDEQ_FUZZ_CASES`` and ``EDGE_MDEQ_FUZZ_FIRST`` choose how many cases, and the first seed.
 """
 
 from __future__ import annotations
@@ -29,8 +32,11 @@ MANY = int(os.environ.get("EDGE_MDEQ_FUZZ_CASES", "10000"))
 FIRST = int(os.environ.get("EDGE_MDEQ_FUZZ_FIRST", "0"))  # seed
 RESULTS = Path(__file__).parents[2] / "out" / "fuzz.json"
 FOUND = {
-    "manifests": (35, 132),  # bytes that are not UTF-8 within a string; hundreds of dimensions
+    # bytes that are not UTF-8 within a string; hundreds of dimensions; two billion evaluations
+    "manifests": (35, 132, 2225, 2469),
     "requests": (43, 2430, 4006),  # bodies without an end, and such as are no HTTP
+    # brackets that are none of an address, a null character in a name, either in several places
+    "sources": (331, 397, 1600, 3182),
     "settings": (80,),  # a name that is longer than any file's
 }
 
