@@ -142,9 +142,9 @@ def test_a_killed_recording_plays_up_to_its_last_fragment(tmp_path: Path) -> Non
     assert span >= 200 / FPS - 1
     lost = span - times[-1]
     assert 0 <= lost <= FRAGMENT_S + 5 / FPS, "a fragment, and what waited for the encoder"
-    steps = np.diff(times)
-    assert (steps > 0).all()
-    assert np.median(steps) == pytest.approx(1 / FPS, abs=0.002)
+    steps = np.diff(times) * FPS  # more than 1 where this machine did not keep up
+    assert (steps > 0.5).all()
+    assert steps == pytest.approx(np.round(steps), abs=0.04), "each picture is at its own time"
     assert tmp_path.joinpath("out.mp4").read_bytes()[4:8] == b"ftyp"
 
 
