@@ -2,7 +2,8 @@
 
 What takes minutes is made once and kept in ``$EDGE_MDEQ_ARM64``, else ``~/.cache/edge-mdeq/arm64``:
 the root by its release and packages, an environment in it by the requirements of its wheels.
-Wheels are downloaded by this machine's pip, for the other one, so no package is compiled.
+This machine's pip downloads and unpacks the wheels for the other one: no package is compiled, and
+emulated, only what looks into them would take minutes.
 """
 
 from __future__ import annotations
@@ -55,10 +56,19 @@ class Arm64Root:
     def __init__(self) -> None:
         cache = os.environ.get("EDGE_MDEQ_ARM64") or Path.home() / ".cache" / "edge-mdeq" / "arm64"
         self.path = Path(cache) / f"{RELEASE}-{digest(PACKAGES)}"
-        if self.path.exists():
-            return
+        if not self.path.exists():
+            self.make()
+        # With the kernel's own /sys, which describes another processor, ONNX Runtime 1.32 crashes;
+        # without these two lists 1.23 cannot be imported.
+        for name in ("possible", "present"):
+            processors = self.path / "sys" / "devices" / "system" / "cpu" / name
+            processors.parent.mkdir(parents=True, exist_ok=True)
+            processors.write_text("0\n")
+
+    def make(self) -> None:
+        """Fill the root; what a killed run leaves is not taken for one."""
         half = self.path.with_suffix(".tmp")
-        shutil.rmtree(half, ignore_errors=True)  # of a run that was killed
+        shutil.rmtree(half, ignore_errors=True)
         half.parent.mkdir(parents=True, exist_ok=True)
         included = f"--include={','.join(PACKAGES)}"
         call("debootstrap", "--arch=arm64", "--variant=minbase", included, RELEASE, str(half))
@@ -69,17 +79,15 @@ class Arm64Root:
         python = f"/env/{name}-{digest(requirements)}/bin/python"
         ready = self.path / Path(python).parents[1].relative_to("/") / ".ready"
         if not ready.exists():
-            wheels = self.path / "wheels" / name
-            shutil.rmtree(wheels, ignore_errors=True)
-            platforms = [f"--platform={platform}" for platform in PLATFORMS]
-            call(
-                *(sys.executable, "-m", "pip", "download", "-q", "--only-binary=:all:"),
-                *(f"--python-version={PYTHON}", "--implementation=cp", *platforms),
-                *("-d", str(wheels), *requirements),
-            )
             self.run("python3", "-m", "venv", "--clear", str(Path(python).parents[1]))
-            offline = ("--no-index", f"--find-links=/wheels/{name}")
-            self.run(python, "-m", "pip", "install", "-q", *offline, *requirements)
+            platforms = [f"--platform={platform}" for platform in PLATFORMS]
+            packages = self.path / f"env/{ready.parent.name}/lib/python{PYTHON}/site-packages"
+            call(
+                *(sys.executable, "-m", "pip", "install", "-q", "--only-binary=:all:"),
+                *("--no-compile", "--upgrade", f"--target={packages}"),
+                *(f"--python-version={PYTHON}", "--implementation=cp", *platforms),
+                *requirements,
+            )
             ready.touch()
         return python
 
@@ -100,26 +108,36 @@ class Arm64Root:
             shutil.copy(source, target)
         return inside
 
-    def run(self, *command: str, **environment: str) -> str:
+    def run(self, *command: str, show: bool = False, **environment: str) -> str:
         """Run a program inside, with /proc and /dev mounted for it alone; what it printed.
+
+        Args:
+            command: the program and its arguments.
+            show: also print each line as it comes, for what takes long.
+            environment: variables beside the few that every program gets.
 
         Raises:
             RuntimeError: it failed; with the end of what it said.
         """
         inside = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "HOME": "/root", "LC_ALL": "C.UTF-8"}
         words = ["unshare", "--mount", "sh", "-ec", ENTER, "sh", str(self.path), *command]
-        return call(*words, env={**inside, **environment})
+        return call(*words, show=show, env={**inside, **environment})
 
 
-def call(*command: str, env: dict[str, str] | None = None) -> str:
-    done = subprocess.run(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False, env=env
-    )
-    if done.returncode:
-        raise RuntimeError(
-            f"{' '.join(command)}: exit code {done.returncode}\n{done.stdout[-4000:]}"
-        )
-    return done.stdout
+def call(*command: str, show: bool = False, env: dict[str, str] | None = None) -> str:
+    lines = []
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=env
+    ) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            lines.append(line)
+            if show:
+                print(line, end="", flush=True)
+    said = "".join(lines)
+    if process.returncode:
+        raise RuntimeError(f"{' '.join(command)}: exit code {process.returncode}\n{said[-4000:]}")
+    return said
 
 
 def digest(words: Sequence[str]) -> str:
