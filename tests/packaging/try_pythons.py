@@ -17,6 +17,12 @@ ROOT = Path(__file__).parents[2]
 PYTHONS = ("3.10", "3.11", "3.12")
 OLDEST = ("numpy==1.26.*", "onnxruntime==1.23.*")
 HERE = "not clock and not gpu and not device and not arm64 and not fuzz and not soak"
+VERSIONS = """
+import importlib.util, platform, cv2, numpy, onnxruntime
+assert importlib.util.find_spec("torch") is None and importlib.util.find_spec("onnx") is None
+print("Python", platform.python_version(), "NumPy", numpy.__version__, end=" ")
+print("ONNX Runtime", onnxruntime.__version__, "OpenCV", cv2.__version__, flush=True)
+"""
 BUNDLES = """
 import sys
 from pathlib import Path
@@ -64,14 +70,14 @@ def passes(python: str, version: str, wheel: Path, folder: Path) -> bool:
     subprocess.run([python, "-m", "venv", str(place)], check=True)
     inside = str(place / "bin" / "python")
     stack = OLDEST if version == PYTHONS[0] else ()
-    wanted = [f"{wheel}[onnxruntime,camera]", "pytest>=8.3", *stack]
+    wanted = [f"{wheel}[onnxruntime,camera,web]", "pytest>=8.3", *stack]
     subprocess.run([inside, "-m", "pip", "install", "-q", *wanted], check=True)
+    # in a foreign folder, so that the checkout cannot stand in for the installation
+    subprocess.run([inside, "-c", VERSIONS], check=True, cwd=folder)
     command = [inside, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", HERE]
     command += [f"--rootdir={ROOT}", "-c", str(ROOT / "pyproject.toml")]
     command += [str(ROOT / "tests" / "runtime")]
     environment = os.environ | {"EDGE_MDEQ_TEST_BUNDLES": str(folder), "OMP_NUM_THREADS": "1"}
-    print(f"Python {version}: {' '.join(stack) or 'newest packages'}", flush=True)
-    # in a foreign folder, so that the checkout cannot stand in for the installation
     return not subprocess.run(command, env=environment, cwd=folder).returncode
 
 
