@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 import math
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
@@ -148,7 +149,7 @@ class Cifar10(LabelledImages):
     ) -> None:
         super().__init__(size, fit, centre)
         folder = root / "cifar-10-batches-bin"
-        folder = folder if folder.is_dir() else root
+        folder = folder if os.path.isdir(folder) else root
         if split not in CIFAR_FILES:
             raise DataError(f"CIFAR-10 has no split {split!r}, only {', '.join(CIFAR_FILES)}")
         records = np.concatenate([read_cifar(folder / name) for name in CIFAR_FILES[split]])
@@ -190,7 +191,7 @@ def split_folder(root: Path, split: str) -> Path:
     """The folder of a split; ``validation`` is taken for ``val``."""
     names = ("val", "validation") if split == "val" else (split,)
     for name in names:
-        if (root / name).is_dir():
+        if os.path.isdir(root / name):  # asked so, a name that is too long is none
             return root / name
     raise DataError(
         f"{root / split} is not a folder; expected {root} to hold train/CLASS/ and val/CLASS/"

@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -113,7 +114,7 @@ def find_camvid(root: Path, split: str) -> list[tuple[Path, Path]]:
     """Image and mask paths of a split in CamVid's layout."""
     folder, masks = root / split, root / f"{split}annot"
     for needed in (folder, masks):
-        if not needed.is_dir():
+        if not os.path.isdir(needed):  # asked so, a name that is too long is none
             raise DataError(
                 f"{needed} is not a folder; expected {root} to hold train/, trainannot/, "
                 "val/ and valannot/ (images, and index masks of the same name as PNG)"
@@ -125,7 +126,7 @@ def find_cityscapes(root: Path, split: str) -> list[tuple[Path, Path]]:
     """Image and mask paths of a split in Cityscapes' layout."""
     folder, masks = root / "leftImg8bit" / split, root / "gtFine" / split
     for needed in (folder, masks):
-        if not needed.is_dir():
+        if not os.path.isdir(needed):  # asked so, a name that is too long is none
             raise DataError(
                 f"{needed} is not a folder; expected {root} to hold leftImg8bit/{split}/CITY/ and "
                 f"gtFine/{split}/CITY/"

@@ -12,11 +12,19 @@ import pytest
 from edge_mdeq.bundle import Rung, Step, TensorSpec, open_bundle
 from edge_mdeq.bundle.decoding import decode_manifest
 from edge_mdeq.config import decode_card
-from edge_mdeq.errors import BundleError, ConfigError, EdgeMdeqError, SinkError, SourceError
+from edge_mdeq.datasets.layouts import DataConfig, open_classification, open_segmentation
+from edge_mdeq.errors import (
+    BundleError,
+    ConfigError,
+    DataError,
+    EdgeMdeqError,
+    SinkError,
+    SourceError,
+)
 from mdeq_runtime.ladder import plan
 from mdeq_runtime.policies import FixedIterations
 from mdeq_runtime.sinks import open_sink
-from mdeq_runtime.sources import open_source
+from mdeq_runtime.sources import SourceOptions, open_source
 
 NO_TEXT = b'{"format": "\xff\xfe"}'  # JSON but for a string that is no UTF-8
 
@@ -91,3 +99,24 @@ def test_more_evaluations_than_can_be_planned_are_none() -> None:
         with pytest.raises(ConfigError, match="at most"):
             FixedIterations(**counts)
     assert len(plan((Rung((Step("fp32", 3),), "solve-k3.onnx"),), 9999)) == 3333
+
+
+@pytest.mark.parametrize("layout", ["camvid", "cityscapes"])
+def test_a_folder_of_masks_whose_name_is_too_long_is_missing(layout: str) -> None:
+    pytest.importorskip("cv2", reason="needs the extra camera")
+    with pytest.raises(DataError):
+        open_segmentation(DataConfig(layout=layout), Path("a" * 5000), "val", 3, None)
+
+
+@pytest.mark.parametrize("layout", ["folder", "cifar10"])
+def test_a_folder_of_images_whose_name_is_too_long_is_missing(layout: str) -> None:
+    pytest.importorskip("cv2", reason="needs the extra camera")
+    with pytest.raises(DataError):
+        open_classification(
+            DataConfig(layout=layout), Path("a" * 5000), "val", 3, ("a", "b", "c"), (32, 32)
+        )
+
+
+def test_a_picture_that_no_camera_takes_is_not_asked_for() -> None:
+    with pytest.raises(ConfigError, match="at most 16384"):
+        SourceOptions(width=10**18, height=10**18)

@@ -22,6 +22,8 @@ CHOICES = {
 }
 LEAST = {"width": 1, "height": 1, "exposure": 0, "sensor_mode": 0, "loop": -1, "latency": 0}
 
+LARGEST = 2**14  # pixels, of a width or a height; beyond those of any camera
+
 
 @dataclass(frozen=True)
 class SourceOptions:
@@ -71,6 +73,9 @@ class SourceOptions:
             value = getattr(self, name)
             if value is not None and value < least:
                 raise ConfigError(f"input {shown(name)} is {value}, must be at least {least}")
+        if max(self.width or 0, self.height or 0) > LARGEST:
+            size = f"{self.width} x {self.height}"
+            raise ConfigError(f"input size is {size}, must be at most {LARGEST} either way")
         if self.rate is not None and not 0 < self.rate < math.inf:
             raise ConfigError(f"input rate is {self.rate}, must be frames per second above 0")
         if (self.width is None) != (self.height is None):

@@ -37,7 +37,7 @@ class Pattern(Source):
         self._orient = orienting(options.flip)
         self._closed = threading.Event()
         self._index, self._started = 0, 0.0
-        rows, columns = np.mgrid[: self._height, : self._width]
+        rows, columns = np.ogrid[: self._height, : self._width]
         squares = ((rows // 16 + columns // 16) % 2).astype(np.uint8)
         shade = (96 + 64 * columns // self._width).astype(np.uint8)
         self._ground = np.repeat((shade + 24 * squares)[..., None], 3, axis=2)
