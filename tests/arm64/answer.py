@@ -8,7 +8,9 @@ from __future__ import annotations
 import platform
 import sys
 
+import cv2
 import numpy as np
+import onnxruntime
 
 import edge_mdeq
 from mdeq_runtime import FixedIterations, SessionSettings
@@ -29,7 +31,8 @@ def main(bundle: str, frames_file: str, out: str) -> None:
         masks=np.stack([result.output for result in results]),
         residuals=np.array([result.residual for result in results]),
     )
-    print(platform.machine(), platform.python_version(), len(results))
+    versions = [module.__version__ for module in (np, onnxruntime, cv2)]
+    print(platform.machine(), platform.python_version(), *versions, f"{len(results)} answers")
 
 
 if __name__ == "__main__":

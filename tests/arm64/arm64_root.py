@@ -81,15 +81,25 @@ class Arm64Root:
         if not ready.exists():
             self.run("python3", "-m", "venv", "--clear", str(Path(python).parents[1]))
             platforms = [f"--platform={platform}" for platform in PLATFORMS]
-            packages = self.path / f"env/{ready.parent.name}/lib/python{PYTHON}/site-packages"
-            call(
-                *(sys.executable, "-m", "pip", "install", "-q", "--only-binary=:all:"),
-                *("--no-compile", "--upgrade", f"--target={packages}"),
-                *(f"--python-version={PYTHON}", "--implementation=cp", *platforms),
-                *requirements,
-            )
+            there = (f"--python-version={PYTHON}", "--implementation=cp", *platforms)
+            packages = ready.parent / "lib" / f"python{PYTHON}" / "site-packages"
+            unpack(packages, requirements, *there)
             ready.touch()
         return python
+
+    def beside(self, name: str, requirements: Sequence[str]) -> Path:
+        """The same packages for this machine, as a folder for PYTHONPATH.
+
+        What differs then is the processor: OpenCV 5.0 enlarges a mask otherwise than 4.11 does.
+        """
+        ours = "{}.{}".format(*sys.version_info)
+        packages = self.path.parent / f"here-{name}-{digest((ours, *requirements))}"
+        if not packages.exists():
+            half = packages.with_suffix(".tmp")
+            shutil.rmtree(half, ignore_errors=True)
+            unpack(half, requirements)
+            half.rename(packages)
+        return packages
 
     def install(self, python: str, wheel: Path) -> None:
         """Put our own wheel into an environment, over the one of an earlier run."""
@@ -122,6 +132,14 @@ class Arm64Root:
         inside = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "HOME": "/root", "LC_ALL": "C.UTF-8"}
         words = ["unshare", "--mount", "sh", "-ec", ENTER, "sh", str(self.path), *command]
         return call(*words, show=show, env={**inside, **environment})
+
+
+def unpack(packages: Path, requirements: Sequence[str], *options: str) -> None:
+    """Fill a folder from wheels, without looking into them."""
+    call(
+        *(sys.executable, "-m", "pip", "install", "-q", "--only-binary=:all:", "--no-compile"),
+        *("--upgrade", f"--target={packages}", *options, *requirements),
+    )
 
 
 def call(*command: str, show: bool = False, env: dict[str, str] | None = None) -> str:
