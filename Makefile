@@ -61,7 +61,7 @@ test-arm64: $(STAMP)  ## the device half on an emulated arm64 Debian, kept betwe
 test-pythons: $(STAMP)  ## the device half in every supported Python that is found, without torch
 	$(BIN)/python tests/packaging/try_pythons.py
 
-fuzz: $(STAMP)  ## damaged input, kills before every file operation and at random (hours)
+fuzz: $(STAMP)  ## damaged input (an hour), kills before every file operation and at random (hours)
 	$(BIN)/python -m pytest -q -s -m fuzz tests/fuzz
 	$(BIN)/python tests/faults/sweep.py
 	$(BIN)/python -W ignore tests/faults/verbs.py --kills 50
