@@ -10,6 +10,7 @@ from streams import CALM, assert_same
 from streams import blobs as picture
 
 from mdeq_runtime import FixedIterations, Model, SessionSettings, UntilTolerance
+from mdeq_runtime.backends.ort_cpu import OrtCpuBackend
 from mdeq_runtime.solving.form import saves_memory
 
 # The bundle has rungs of 1, 2 and 4 evaluations.
@@ -80,3 +81,17 @@ def test_under_a_memory_limit_the_plan_decides(segmenter_bundle: Path) -> None:
     with Model(segmenter_bundle, fixed(7), threads=1, memory_limit="8GiB") as model:
         model.session()(picture(0))
         assert loaded(model) == {"solve-k4", "solve-k2", "solve-k1"}
+
+
+def test_a_graph_that_outgrows_its_parts_makes_way_for_them(segmenter_bundle: Path) -> None:
+    with Model(segmenter_bundle, threads=1) as model:
+        backend, policy = model.backend, FixedIterations(4)
+        assert isinstance(backend, OrtCpuBackend)
+        profile = backend.profile
+        assert not saves_memory(backend, profile, policy, carry=False), "a small one stays"
+        graph = "graphs/ort-cpu/solve-k4.onnx"
+        costs = profile.costs | {graph: replace(profile.costs[graph], packed=9_000_000)}
+        backend.profile = replace(profile, costs=costs)
+        assert saves_memory(backend, backend.profile, policy, carry=False)
+        backend.profile = replace(profile, costs={})  # of an older bundle, which does not say
+        assert not saves_memory(backend, backend.profile, policy, carry=False)

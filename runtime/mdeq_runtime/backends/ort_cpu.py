@@ -195,6 +195,11 @@ class OrtCpuBackend(OrtBackend):
     def options(self) -> Any:
         """Settings for a small process: buffers from the shared arena, none planned, no denormals.
 
+        Threads do not wait, spinning, for their graph to run again: they take the cores from the
+        graph that follows. In parts a solve of camvid-nano took three times as long, one of
+        ImageNet-small twice (``benchmarks/spinning.py``). One pool for all graphs is no way out:
+        ONNX Runtime then refuses every other session of the process that has threads of its own.
+
         Measured on camvid-nano: a memory pattern costs another 9 MB and saves no time. Nor does
         "reuse", by which a buffer that no longer holds anything is kept for a later tensor of the
         same size instead of going back to the arena at once: 4 MB more there, and of the readout of
@@ -203,6 +208,7 @@ class OrtCpuBackend(OrtBackend):
         options = self.ort.SessionOptions()
         options.intra_op_num_threads = self.threads
         options.inter_op_num_threads = 1
+        options.add_session_config_entry("session.force_spinning_stop", "1")
         options.enable_cpu_mem_arena = True
         options.add_session_config_entry("session.use_env_allocators", "1")
         options.enable_mem_pattern = False
