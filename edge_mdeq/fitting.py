@@ -102,14 +102,28 @@ def resize(
     """Resize (h, w) or (h, w, C); ``area`` averages to shrink and is linear to grow."""
     if image.shape[:2] == (height, width):
         return image
+    if method == "nearest":
+        return np.take(
+            np.take(image, _nearest(image.shape[1], width), axis=1),
+            _nearest(image.shape[0], height),
+            axis=0,
+        )
     cv2 = require("cv2", "camera", "fitting frames to the model's size")
     grows = height > image.shape[0] or width > image.shape[1]
     code = {
         "area": cv2.INTER_LINEAR if grows else cv2.INTER_AREA,
         "linear": cv2.INTER_LINEAR,
-        "nearest": cv2.INTER_NEAREST_EXACT,
     }[method]
     return cast(
         "NDArray[np.generic]",
         cv2.resize(np.ascontiguousarray(image), (width, height), interpolation=code),
     )
+
+
+def _nearest(old: int, new: int) -> NDArray[np.intp]:
+    """Which of ``old`` pixels lies under the middle of each of ``new``; the later one on an edge.
+
+    In integers, so that masks are the same everywhere: two versions of OpenCV differ in 0.7% of the
+    pixels of a street scene at another size.
+    """
+    return (2 * np.arange(new) + 1) * old // (2 * new)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from fractions import Fraction
+
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -162,3 +165,20 @@ def test_an_object_comes_back_where_it_was(mode: FitMode) -> None:
 def test_resize_to_the_same_size_is_the_same_array() -> None:
     image = frame(WIDE)
     assert resize(image, *WIDE, "area") is image
+
+
+@pytest.mark.parametrize("sizes", [((7, 5), (16, 9)), ((192, 256), (272, 640)), ((9, 12), (4, 5))])
+def test_a_mask_has_the_class_under_the_middle_of_each_pixel(
+    sizes: tuple[tuple[int, int], tuple[int, int]],
+) -> None:
+    """In fractions, where nothing is rounded."""
+    old, new = sizes
+    mask = np.random.default_rng(0).integers(0, 12, old, np.uint8)
+    rows, columns = (
+        [math.floor(Fraction(2 * k + 1, 2) * a / b) for k in range(b)]
+        for a, b in zip(old, new, strict=True)
+    )
+    expected = [[mask[row, column] for column in columns] for row in rows]
+    found = resize(mask, *new, "nearest")
+    assert found.flags.c_contiguous
+    assert found.tolist() == np.array(expected).tolist()
