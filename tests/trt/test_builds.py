@@ -165,7 +165,7 @@ def test_so_is_one_on_which_only_the_engine_fits(
     def full(path: Path, data: bytes) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr("mdeq_runtime.tensorrt.engines.write_atomic", full)
+    monkeypatch.setattr("mdeq_runtime.tensorrt.records.write_atomic", full)
     with pytest.raises(EngineError, match=r"could not be written: No space left"):
         workshop(store).build(GRAPH)
     assert not store.has(GRAPH)
