@@ -106,7 +106,9 @@ def test_a_frame_allocates_its_answer_and_nothing_of_the_states_size(
     settings = SessionSettings(policy, restart_above=1e9, reset_on_cut=True)
     with Model(SAMPLE, settings, threads=1) as model, model.session() as session:
         largest = max(4 * np.prod(spec.shape) for spec in model.manifest.states)
-        fitted = 0 if size == model.manifest.input.size else np.prod(model.manifest.input.size) * 3
+        height, width = model.manifest.input.size
+        # the picture that the model sees, and the mask half-way, enlarged in one direction
+        fitted = 0 if size == (height, width) else 3 * height * width + height * size[1]
         buffers = {id(array) for side in session.state.states for array in side}
         for image in images:
             session(image)
