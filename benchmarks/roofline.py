@@ -128,6 +128,8 @@ class Running:
         options.intra_op_num_threads = threads
         options.log_severity_level = 3
         options.add_session_config_entry("session.set_denormal_as_zero", "1")
+        # graphs take turns: threads of one must not wait busily while the next one runs
+        options.add_session_config_entry("session.force_spinning_stop", "1")
         if profiling:
             options.enable_profiling = True
             options.profile_file_prefix = profiling

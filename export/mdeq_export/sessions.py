@@ -18,12 +18,14 @@ def plain_session(path: Path, spinning: bool = False) -> ort.InferenceSession:
 
     Args:
         path: of the graph.
-        spinning: whether idle threads keep watch, as they do on a device. That gains little where
-            nobody takes the time, and costs much where others compute.
+        spinning: whether idle threads keep watch while the graph runs, as they do on a device.
+            That gains little where nobody takes the time, and costs much where others compute.
     """
     options = ort.SessionOptions()
     options.enable_mem_reuse = False  # as the runtime has it: what is done with is given back
-    if not spinning:
+    if spinning:  # but not after it, while another graph runs
+        options.add_session_config_entry("session.force_spinning_stop", "1")
+    else:
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
