@@ -99,7 +99,13 @@ def resize(
     width: int,
     method: Literal["area", "linear", "nearest"],
 ) -> NDArray[np.generic]:
-    """Resize (h, w) or (h, w, C); ``area`` averages to shrink and is linear to grow."""
+    """Resize (h, w) or (h, w, C) to (height, width), of the same type.
+
+    ``area`` averages to shrink and is linear to grow; ``nearest`` takes any type, and no OpenCV.
+
+    Raises:
+        MissingExtraError: OpenCV is not installed, and needed.
+    """
     if image.shape[:2] == (height, width):
         return image
     if method == "nearest":
@@ -110,10 +116,7 @@ def resize(
         )
     cv2 = require("cv2", "camera", "fitting frames to the model's size")
     grows = height > image.shape[0] or width > image.shape[1]
-    code = {
-        "area": cv2.INTER_LINEAR if grows else cv2.INTER_AREA,
-        "linear": cv2.INTER_LINEAR,
-    }[method]
+    code = cv2.INTER_AREA if method == "area" and not grows else cv2.INTER_LINEAR
     return cast(
         "NDArray[np.generic]",
         cv2.resize(np.ascontiguousarray(image), (width, height), interpolation=code),

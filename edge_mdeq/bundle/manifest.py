@@ -41,7 +41,7 @@ SCHEMA = 1
 REQUIRES = "0.1.0"  # the first edge-mdeq that reads what this one writes
 
 BYTES = {"bool": 1, "int8": 1, "uint8": 1, "float16": 2, "int32": 4, "float32": 4, "int64": 8}
-MOST_EVALUATIONS = 10_000  # of a rung; whoever plans a frame counts up to it
+MOST_EVALUATIONS = 10_000  # of a rung or a frame, whose plan counts up to it
 MOST_DIMENSIONS = 8  # of a tensor; NumPy has a limit of its own, and no error of ours for it
 LARGEST = 2**32  # bytes of a tensor; the readout of 1024 x 2048 pixels would have 159 MB
 SHA256 = re.compile(r"[0-9a-f]{64}")

@@ -28,6 +28,7 @@ __all__ = [
     "PublicKey",
     "Signature",
     "check_manifest",
+    "key_files",
     "make_key",
     "read_private_key",
     "read_public_keys",
@@ -273,10 +274,15 @@ def read_public_keys(paths: KeyFiles) -> tuple[PublicKey, ...]:
         ConfigError: there is none, one cannot be read, or it is no such key.
         MissingExtraError: the extra ``sign`` is not installed.
     """
-    files = [paths] if isinstance(paths, str | Path) else list(paths)
+    files = key_files(paths)
     if not files:
         raise ConfigError("a signature is required, but of no key; name the file of a public key")
-    return tuple(read_public_key(Path(file)) for file in files)
+    return tuple(read_public_key(file) for file in files)
+
+
+def key_files(paths: KeyFiles) -> list[Path]:
+    """One file or several, as paths."""
+    return [Path(path) for path in ([paths] if isinstance(paths, str | Path) else paths)]
 
 
 def read_public_key(path: Path) -> PublicKey:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from edge_mdeq.bundle.manifest import MOST_EVALUATIONS as MOST
 from edge_mdeq.errors import ConfigError
 
 __all__ = ["FixedIterations", "Policy", "UntilDeadline", "UntilTolerance"]
 
 GOOD = 0.05  # a relative residual that the authors of DEQ call good convergence
-MOST = 10_000  # evaluations of a frame; a plan is made of them before the first one
 LONGEST = 26  # evaluations; as long as the published solves
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edge_mdeq.bundle import Rung, open_bundle
-from edge_mdeq.bundle.signature import KeyFiles
+from edge_mdeq.bundle.signature import key_files
 from edge_mdeq.errors import EdgeMdeqError, SessionError
 
 if TYPE_CHECKING:
@@ -51,6 +51,7 @@ def measure_memory(
     Raises:
         SessionError: the process failed.
     """
+    keys = settings.require_signature
     job = {
         "bundle": str(bundle),
         "profile": profile,
@@ -58,7 +59,7 @@ def measure_memory(
         "threads": threads,
         "device": settings.device,
         "cache": None if settings.cache is None else str(settings.cache),
-        "keys": key_files(settings.require_signature),
+        "keys": None if keys is None else [str(key) for key in key_files(keys)],
     }
     command = [sys.executable, "-m", "mdeq_runtime.bench.memory", json.dumps(job)]
     try:
@@ -76,13 +77,6 @@ def measure_memory(
         )
     found = json.loads(done.stdout)
     return None if found is None else Memory(**found)
-
-
-def key_files(keys: KeyFiles | None) -> list[str] | None:
-    """As JSON can say it."""
-    if keys is None:
-        return None
-    return [str(key) for key in ([keys] if isinstance(keys, str | Path) else keys)]
 
 
 def main() -> None:
