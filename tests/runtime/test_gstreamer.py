@@ -72,16 +72,27 @@ def python(tmp_path_factory: pytest.TempPathFactory) -> str:
     return found
 
 
-def read(
+def attempt(
     python: str, uri: str, count: int, options: dict[str, Any] | None = None, replaced: Any = None
-) -> Any:
+) -> subprocess.CompletedProcess[str]:
     given = json.dumps(replaced) if replaced else ""
-    done = subprocess.run(
+    return subprocess.run(
         [python, "-c", READ, str(ROOT), str(ROOT / "runtime"), uri, str(count), given,
          json.dumps(options or {})],
         capture_output=True, text=True, timeout=60, check=False,
     )  # fmt: skip
-    return json.loads(done.stdout) if done.returncode == 0 else done.stderr
+
+
+def read(python: str, uri: str, count: int, *more: Any) -> Any:
+    done = attempt(python, uri, count, *more)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def refusal(python: str, uri: str, *more: Any) -> str:
+    done = attempt(python, uri, 1, *more)
+    assert done.returncode != 0, done.stdout
+    return done.stderr
 
 
 def test_a_pipeline_with_an_end_is_read_to_it_and_loses_nothing(python: str) -> None:
@@ -105,17 +116,17 @@ def test_a_pipeline_without_one_is_a_camera(python: str) -> None:
 def test_what_is_wrong_with_a_pipeline_is_said(python: str) -> None:
     if not shutil.which("gst-inspect-1.0"):
         pytest.skip("needs Debian's gstreamer1.0-tools")
-    said = read(python, "gst://nosuchsource ! fakery", 1)
+    said = refusal(python, "gst://nosuchsource ! fakery")
     assert "pipeline nosuchsource ! fakery does not start: GStreamer lacks nosuchsource" in said
-    assert "CSI camera 0 does not start: GStreamer lacks nvarguscamerasrc" in read(
-        python, "csi://0", 1
+    assert "CSI camera 0 does not start: GStreamer lacks nvarguscamerasrc" in refusal(
+        python, "csi://0"
     )
-    said = read(python, "gst://videotestsrc ! video/x-raw,width=-5", 1)
+    said = refusal(python, "gst://videotestsrc ! video/x-raw,width=-5")
     assert "does not start: try it alone: gst-launch-1.0 videotestsrc" in said
 
 
 def test_an_older_opencv_does_not_log_the_password_of_a_file_either(python: str) -> None:
-    said = read(python, "http://joe:hunter2@127.0.0.1:9/clip.avi", 1)
+    said = refusal(python, "http://joe:hunter2@127.0.0.1:9/clip.avi")
     assert "is refused by 127.0.0.1:9" in said
     assert "hunter2" not in said
 
@@ -143,9 +154,9 @@ def test_rtsp_through_gstreamer_with_credentials(python: str, codec: str) -> Non
         where = server.uri.removeprefix("rtsp://")
         uri = f"rtsp://joe:s3%22cr%20t@{where}"
         found = read(python, uri, 10, {"backend": "gstreamer"})
-        assert len(found["frames"]) == 10, found
+        assert len(found["frames"]) == 10
         assert {tuple(frame[1:4]) for frame in found["frames"]} == {(240, 320, 3)}
-        said = read(python, f"rtsp://joe:wr0ng@{where}", 1, {"backend": "gstreamer"})
+        said = refusal(python, f"rtsp://joe:wr0ng@{where}", {"backend": "gstreamer"})
         assert "is denied at" in said
         assert "wr0ng" not in said.rpartition("SourceError")[2]
 
