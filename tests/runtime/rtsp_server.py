@@ -40,13 +40,18 @@ class Camera:
 
     def attach(self, factory: object, media: object) -> None:
         source = media.get_element().get_child_by_name("src")  # type: ignore[attr-defined]
-        threading.Thread(target=self.push, args=(source,), daemon=True).start()
+        over = threading.Event()
+        media.connect("unprepared", lambda media: over.set())  # type: ignore[attr-defined]
+        threading.Thread(target=self.push, args=(source, over), daemon=True).start()
 
-    def push(self, source: object) -> None:
+    def push(self, source: object, over: threading.Event) -> None:
         from gi.repository import Gst
 
         sent, due, index = None, time.monotonic(), 0
-        while True:
+        while not over.is_set():
+            if source.get_state(0)[1] != Gst.State.PLAYING:  # type: ignore[attr-defined]
+                over.wait(0.005)  # no clock yet: a stamp would lie in the future
+                continue
             size = self.size
             if size != sent:
                 height, width = sent = size
@@ -59,7 +64,8 @@ class Camera:
             stamp(image, int(1000 * time.monotonic()) & 0xFFFFFFFF)
             buffer = Gst.Buffer.new_wrapped(image.tobytes())
             if source.emit("push-buffer", buffer) != Gst.FlowReturn.OK:  # type: ignore[attr-defined]
-                return
+                over.wait(0.01)  # a pipeline that is just starting flushes; one that ends does, too
+                continue
             index += 1
             due = max(due + 1 / self.fps, time.monotonic() - 0.1)
             time.sleep(max(0.0, due - time.monotonic()))
