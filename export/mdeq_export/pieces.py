@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import onnx_ir as ir
 import torch
@@ -146,7 +148,7 @@ def histories(solver: Solver, z: State, fz: State) -> Iterator[object]:
 def trace(module: nn.Module, args: tuple[object, ...], dynamic_batch: bool = False) -> ir.Graph:
     """Trace ``module`` with nested tuples of tensors, flattened in order."""
     dynamic = pytree.tree_map(lambda x: {0: torch.export.Dim.DYNAMIC}, args)
-    with quiet():
+    with quiet(), operators_read_once():
         program = torch.onnx.export(
             module.eval(),
             args,
@@ -174,3 +176,30 @@ def quiet() -> Iterator[None]:
     finally:
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
+
+
+@contextlib.contextmanager
+def operators_read_once() -> Iterator[None]:
+    """The exporter parses its 500 operators for every graph anew, which takes half of its time.
+
+    It has no public way to keep them. Where a version of torch has them elsewhere, it takes longer.
+    """
+    try:
+        from torch.onnx._internal.exporter._registration import ONNXRegistry
+
+        own = vars(ONNXRegistry)["from_torchlib"]
+    except (ImportError, KeyError):
+        yield
+        return
+    read = functools.partial(operators, ONNXRegistry.from_torchlib)
+    ONNXRegistry.from_torchlib = staticmethod(read)  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        ONNXRegistry.from_torchlib = own  # type: ignore[method-assign]
+
+
+@functools.cache
+def operators(read: Callable[..., Any], opset_version: int) -> Any:
+    """The exporter's operators, to which only those of one's own are ever added: here none."""
+    return read(opset_version)

@@ -270,6 +270,22 @@ def test_one_step_is_traced_per_history_length(
     assert len(traced) == 5 + steps
 
 
+def test_the_exporter_reads_its_operators_once_and_is_left_as_it_was() -> None:
+    from torch.onnx._internal.exporter._registration import ONNXRegistry
+
+    from mdeq_export.pieces import operators_read_once
+
+    own = vars(ONNXRegistry)["from_torchlib"]
+    found = []
+    for _ in range(2):
+        with operators_read_once():
+            found += [ONNXRegistry().from_torchlib(opset_version=18) for _ in range(2)]
+        assert vars(ONNXRegistry)["from_torchlib"] is own
+    assert all(registry is found[0] for registry in found)
+    assert found[0].opset_version == 18
+    assert ONNXRegistry().from_torchlib(opset_version=18) is not found[0]
+
+
 def test_the_classifier_gives_torch_scores(classifier_weights: Path, tmp_path: Path) -> None:
     read: Callable[[Any], Any]
     graphs = unroll(classifier_weights, FixedPoint(), (3,), tmp_path)
