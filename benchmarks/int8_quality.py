@@ -5,9 +5,10 @@
     python benchmarks/int8_quality.py --filled imagenet-small
 
 BUNDLE was exported with ``--int8``. From a cold start the same images are solved in fp32, in int8
-and in int8 with a last evaluation in fp32; errors are against the converged state in fp32,
-relative, mean over the images. Times are of an ``advance`` of one evaluation, fp32 and int8 in
-turn: of the clock, and of the processor, which other load stretches less.
+and refined: in int8 with as many last evaluations in fp32 as the bundle's rungs have. Errors are
+against the converged state in fp32, relative, mean over the images. Times are of an ``advance`` of
+one evaluation, fp32 and int8 in turn: of the clock, and of the processor, which other load
+stretches less.
 An error at equal time is that of as many evaluations as fit into so many of fp32. ``--data`` scores
 the rungs too. With ``--filled`` weights are drawn, so that only the times mean anything.
 """
@@ -27,6 +28,7 @@ from rich.console import Console
 from rich.table import Table
 
 from edge_mdeq.bundle import Bundle, open_bundle
+from edge_mdeq.bundle.precision import precision_of
 from mdeq_export.answers import distance
 from mdeq_export.graphs import read_pieces
 from mdeq_export.images import verification_images
@@ -35,7 +37,7 @@ from mdeq_export.sessions import plain_session
 from mdeq_runtime.val import ValSettings, validate
 
 CONVERGED = 60  # evaluations, after which a state in fp32 is taken for the equilibrium
-KINDS = {"fp32": 0, "int8": 0, "refined": 1}  # and how many of the last are in fp32
+KINDS = ("fp32", "int8", "refined")
 COLOURS = {"fp32": "#4c72b0", "int8": "#c44e52", "refined": "#55a868"}
 
 Spread = tuple[float, float, float]
@@ -70,7 +72,7 @@ def main() -> None:
             )
             console.print(errors_table(found["errors"], ratio))
             if args.plot is not None:
-                draw(found, args.plot)
+                draw(found, refinement(bundle), args.plot)
         if args.data is not None:
             found["metric"] = metric(path, args.data, args.ignore)
             console.print(metric_table(found["metric"]))
@@ -126,30 +128,28 @@ def spread(values: list[float]) -> Spread:
 
 def errors(bundle: Bundle, images: NDArray[np.uint8], longest: int) -> dict[str, list[float]]:
     """Relative state error after 1, 2, ... evaluations, cold, by kind; NaN where there is none."""
+    refine = refinement(bundle)
     iteration = Iteration(read_pieces(bundle, "ort-cpu", "int8"))
     found: dict[str, list[list[float]]] = {kind: [] for kind in KINDS}
     for image in images:
         u = iteration.injection(image)
-        course = {kind: walk(iteration, u, kind, longest) for kind in KINDS}
         goal = iteration.solve(u, ["fp32"] * CONVERGED)
-        for kind, states in course.items():
-            gaps = [float("nan") if z is None else distance(z, goal) for z in states]
+        for kind in KINDS:
+            gaps = []
+            for count in range(1, longest + 1):
+                last = {"fp32": count, "int8": 0, "refined": refine}[kind]
+                split = ["int8"] * (count - last) + ["fp32"] * last
+                fits = kind != "refined" or 0 < last < count
+                gaps.append(distance(iteration.solve(u, split), goal) if fits else float("nan"))
             found[kind].append(gaps)
     return {kind: np.mean(rows, axis=0).round(5).tolist() for kind, rows in found.items()}
 
 
-def walk(
-    iteration: Iteration, u: NDArray[Any], kind: str, longest: int
-) -> list[list[NDArray[Any]] | None]:
-    """What 1, 2, ... evaluations end at; a refined solve leaves that in int8 for the last one."""
-    feeds, ends = iteration.start(), list[list[NDArray[Any]] | None]()
-    for count in range(1, longest + 1):
-        if kind == "refined":
-            ends.append(iteration.step(u, feeds)[0] if count > 1 else None)
-        value, feeds = iteration.step(u, feeds, "fp32" if kind == "fp32" else "int8")
-        if kind != "refined":
-            ends.append(value)
-    return ends
+def refinement(bundle: Bundle) -> int:
+    """Evaluations in fp32 at the end of a refined rung; 0 if there are no such rungs."""
+    rungs = bundle.profile("ort-cpu").rungs
+    refined = [rung.steps[-1].evaluations for rung in rungs if precision_of(rung) == "refined"]
+    return max(refined, default=0)
 
 
 def metric(path: Path, data: Path, ignore: list[int]) -> list[dict[str, Any]]:
@@ -198,7 +198,7 @@ def metric_table(found: list[dict[str, Any]]) -> Table:
     return table
 
 
-def draw(found: dict[str, Any], path: Path) -> None:
+def draw(found: dict[str, Any], refine: int, path: Path) -> None:
     """Error against time, a point per evaluation."""
     import matplotlib as mpl
 
@@ -209,7 +209,7 @@ def draw(found: dict[str, Any], path: Path) -> None:
     figure, axes = plt.subplots(figsize=(7, 3.6), layout="constrained")
     for kind, course in found["errors"].items():
         counts = np.arange(1, len(course) + 1)
-        fine = counts if kind == "fp32" else np.full(len(counts), KINDS[kind])
+        fine = {"fp32": counts, "int8": 0 * counts, "refined": 0 * counts + refine}[kind]
         spent = fine * step["fp32"] + (counts - fine) * step["int8"]
         axes.semilogy(spent, course, "o-", ms=4, lw=1.4, color=COLOURS[kind], label=kind)
     axes.set_xlabel("milliseconds of evaluations, from a cold start")

@@ -67,7 +67,7 @@ class Quantiser:
             symmetric = is_symmetric(target)
             if symmetric not in found:
                 found[symmetric] = calibrate(
-                    base, ranges, self.goals, max(self.counts), self.refine, symmetric,
+                    base, ranges, self.goals, self.counts, self.refine, symmetric,
                     self.progress,
                 )  # fmt: skip
             chosen = found[symmetric]

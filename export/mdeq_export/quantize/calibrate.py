@@ -1,14 +1,16 @@
 """Which layers compute in integers: all whose rounding the equilibrium bears.
 
 Each layer is quantised alone, and what that moves of the end of a solve is its error: where the
-iteration hardly contracts, a small error of every evaluation adds up to a large one. All are
-quantised together, and those that cost the most for the time they save go back to floating point,
-until a refined solve ends where one in full precision does.
+iteration hardly contracts, a small error of every evaluation adds up to a large one. The few that
+cost the most for the time they save, most of them those of the smallest maps, stay in floating
+point: half of the error goes with a twentieth of the multiply-adds. The others are quantised
+together, and more go back to floating point until a refined solve ends where one in full precision
+does.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -29,6 +31,7 @@ from mdeq_export.quantize.observe import Observer, visits
 __all__ = ["Calibration", "LayerReport", "Ranges", "calibrate", "observe", "quantised"]
 
 TRIED = 2  # images that single layers are judged on
+SPARED = 0.05  # of the multiply-adds, that stay in floating point whatever the bound says
 LEAST = 0.5  # of the multiply-adds, that stay integer: below, int8 would gain nothing
 LONG = 8  # evaluations, of a solve in which a layer's error shows
 HEADROOM = 0.9  # of what the gate allows beyond single precision: it looks at other images too
@@ -149,7 +152,7 @@ def calibrate(
     pieces: Pieces,
     ranges: Ranges,
     goals: Sequence[tuple[NDArray[np.uint8], Answer]],
-    evaluations: int,
+    counts: Sequence[int],
     refine: int,
     symmetric: bool,
     progress: Progress,
@@ -160,37 +163,44 @@ def calibrate(
         pieces: lowered for ONNX Runtime.
         ranges: from ``observe``.
         goals: images (H, W, 3) with their converged answers in single precision.
-        evaluations: of the longest solve that is exported.
-        refine: how many of them are in full precision; 0: none, and all layers are integer.
+        counts: evaluations of the solves that are exported.
+        refine: how many of each are in full precision; 0: none, and no bound is looked at.
         symmetric: int8 activations around zero, else uint8.
         progress: told what is being done.
 
     Raises:
         ParityError: the bound is missed however many layers stay in floating point.
     """
-    trial = Trial(pieces, ranges, goals, symmetric)
+    trial, longest = Trial(pieces, ranges, goals, symmetric), max(counts)
     errors: dict[str, float] = {}
     layers = find_layers(pieces.cell)
     for layer in layers:
         progress(f"sensitivity of {layer.name}")
-        errors[layer.name] = trial.alone(layer.name, min(evaluations, LONG))
-    gain = {layer.name: errors[layer.name] ** 2 / work(layer) for layer in layers}
-    order = sorted(gain, key=lambda name: -gain[name])
-    base = trial.solve_error([], ["fp32"] * evaluations)
-    kept, refined = 0, None
+        errors[layer.name] = trial.alone(layer.name, min(longest, LONG))
     effort = {layer.name: work(layer) for layer in layers}
-    split = ["int8"] * (evaluations - refine) + ["fp32"] * refine
-    while refine and evaluations > refine:
+    order = sorted(errors, key=lambda name: -(errors[name] ** 2) / effort[name])
+    judged = [count for count in sorted(counts) if count > refine > 0]
+    base = {n: trial.solve_error([], ["fp32"] * n) for n in {*judged, longest}}
+    refined: dict[int, float] = {}
+    spared = spare(order, effort)
+    order = spared + [name for name in order if name not in spared]
+    kept = len(spared)
+    while judged:
         progress(f"int8 with {len(order) - kept} of {len(order)} layers")
-        refined = trial.solve_error(order[kept:], split)
-        if refined <= bound(base, HEADROOM):
+        refined = {
+            n: trial.solve_error(order[kept:], ["int8"] * (n - refine) + ["fp32"] * refine)
+            for n in judged
+        }
+        missed = [n for n in judged if refined[n] > bound(base[n], HEADROOM)]
+        if not missed:
             break
-        kept += 1 + kept // 2
+        kept += 1 + (kept - len(spared)) // 2
         if sum(effort[name] for name in order[kept:]) >= LEAST * sum(effort.values()):
             continue
+        n = missed[0]
         raise ParityError(
-            f"int8: refined solves of {evaluations} evaluations end {refined:.2e} from the "
-            f"converged state, those in fp32 {base:.2e}; allowed is {bound(base):.2e}, also with "
+            f"int8: refined solves of {n} evaluations end {refined[n]:.2e} from the converged "
+            f"state, those in fp32 {base[n]:.2e}; allowed is {bound(base[n]):.2e}, also with "
             f"the {kept} most harmful layers of {len(order)} in floating point. Calibrate on more "
             "of the images that it will see (--data), give --refine 2, or leave out --int8; "
             "nothing was written"
@@ -203,11 +213,21 @@ def calibrate(
         visits=ranges.visits,
         layers=tuple(sorted(reports, key=lambda layer: -layer.error)),
         readout=bool(ranges.readout) and trial.readout_change() <= READOUT_CHANGE,
-        evaluations=evaluations,
-        fp32=base,
-        int8=trial.solve_error(order[kept:], ["int8"] * evaluations),
-        refined=refined,
+        evaluations=longest,
+        fp32=base[longest],
+        int8=trial.solve_error(order[kept:], ["int8"] * longest),
+        refined=refined.get(longest),
     )
+
+
+def spare(order: Iterable[str], effort: Mapping[str, float]) -> list[str]:
+    """The first of ``order`` that together have no more than ``SPARED`` of the multiply-adds."""
+    spared, left = [], SPARED * sum(effort.values())
+    for name in order:
+        if effort[name] <= left:
+            spared.append(name)
+            left -= effort[name]
+    return spared
 
 
 def report(name: str, seen: LayerRange, error: float, integer: bool) -> LayerReport:
