@@ -5,6 +5,7 @@ Each goes around exports, or on top of a test as its decorator.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -33,8 +34,10 @@ def traced_once() -> Iterator[None]:
     trace, known = exporter.trace_pieces, {}
 
     def recall(model: MDEQ, config: InputConfig, *settings: object) -> Pieces:
-        weights = b"".join(value.numpy().tobytes() for value in model.state_dict().values())
-        key = (weights, config, settings)
+        weights = hashlib.sha256()
+        for value in model.state_dict().values():
+            weights.update(value.numpy().tobytes())
+        key = (model.config, weights.digest(), config, settings)
         if key not in known:
             known[key] = trace(model, config, *settings)  # type: ignore[arg-type]
         return known[key]

@@ -13,7 +13,7 @@ import onnxruntime as ort
 import pytest
 import torch
 from numpy.typing import NDArray
-from quick_exports import traced_once, two_images
+from quick_exports import two_images
 from rich.console import Console
 from rich.table import Table
 
@@ -160,7 +160,6 @@ def test_floor_and_flags_are_shown(half: Path) -> None:
 
 
 @two_images()
-@traced_once()
 def test_a_tolerance_below_the_floor_is_refused(
     segmenter_weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import onnx_ir as ir
 import pytest
-from quick_exports import traced_once, two_images
+from quick_exports import two_images
 from tiny_data import write_image
 
 import edge_mdeq
@@ -68,7 +68,6 @@ def test_it_gives_the_graphs_that_an_export_would_have_given(
     ids=["anderson", "broyden", "best"],
 )
 @two_images()
-@traced_once()
 def test_the_history_and_the_best_iterate_come_along(
     classifier_weights: Path, tmp_path: Path, settings: ExportSettings
 ) -> None:

@@ -9,7 +9,7 @@ import cv2
 import msgspec
 import numpy as np
 import pytest
-from quick_exports import traced_once, two_images
+from quick_exports import two_images
 
 import edge_mdeq
 from edge_mdeq.bundle import Manifest, open_bundle
@@ -159,7 +159,6 @@ def test_further_rungs_come_in_every_precision(bundle: Path, own_copy: Copy) -> 
 
 
 @two_images()
-@traced_once()
 def test_a_classifiers_readout_is_integer_too(classifier_weights: Path, tmp_path: Path) -> None:
     out = tmp_path / "classifier.mdeq"
     manifest = export_bundle(
@@ -223,7 +222,6 @@ def test_labelled_data_without_int8_is_refused() -> None:
 
 
 @two_images()
-@traced_once()
 def test_a_gate_that_fails_leaves_the_old_bundle(
     segmenter_weights: Path, segmenter_bundle: Path, own_copy: Copy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -240,7 +238,6 @@ def test_a_gate_that_fails_leaves_the_old_bundle(
 
 
 @two_images()
-@traced_once()
 def test_a_metric_that_falls_too_far_leaves_the_old_bundle(
     classifier_weights: Path, classifier_bundle: Path, own_copy: Copy
 ) -> None:
