@@ -135,14 +135,26 @@ def errors(bundle: Bundle, images: NDArray[np.uint8], longest: int) -> dict[str,
         u = iteration.injection(image)
         goal = iteration.solve(u, ["fp32"] * CONVERGED)
         for kind in KINDS:
-            gaps = []
-            for count in range(1, longest + 1):
-                last = {"fp32": count, "int8": 0, "refined": refine}[kind]
-                split = ["int8"] * (count - last) + ["fp32"] * last
-                fits = kind != "refined" or 0 < last < count
-                gaps.append(distance(iteration.solve(u, split), goal) if fits else float("nan"))
-            found[kind].append(gaps)
+            ends = walk(iteration, u, kind, longest, refine)
+            found[kind].append([float("nan") if z is None else distance(z, goal) for z in ends])
     return {kind: np.mean(rows, axis=0).round(5).tolist() for kind, rows in found.items()}
+
+
+def walk(
+    iteration: Iteration, u: NDArray[Any], kind: str, longest: int, refine: int
+) -> list[list[NDArray[Any]] | None]:
+    """What 1, 2, ... evaluations end at; a refined solve leaves that in int8 for its last ones."""
+    feeds, ends = iteration.start(), list[list[NDArray[Any]] | None]()
+    if kind == "refined":
+        ends = [None] * min(refine or longest, longest)  # too short, or no such rungs
+    while len(ends) < longest:
+        value, feeds = iteration.step(u, feeds, "fp32" if kind == "fp32" else "int8")
+        if kind == "refined":
+            branch = feeds
+            for _ in range(refine):
+                value, branch = iteration.step(u, branch)
+        ends.append(value)
+    return ends
 
 
 def refinement(bundle: Bundle) -> int:
