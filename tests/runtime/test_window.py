@@ -122,6 +122,11 @@ def test_the_user_ends_it(xserver: XServer, shown: subprocess.Popen[str], way: s
     assert err == ""
 
 
+def test_a_window_that_is_gone_has_no_title(xserver: XServer) -> None:
+    """Nor does asking for it end these tests: Xlib would."""
+    assert xserver.title(0x7654321) is None
+
+
 def test_another_key_does_not_end_it(xserver: XServer, shown: subprocess.Popen[str]) -> None:
     xserver.press(xserver.window(TITLE), "x")
     with pytest.raises(subprocess.TimeoutExpired):

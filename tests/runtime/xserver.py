@@ -24,6 +24,11 @@ from numpy.typing import NDArray
 KEY_PRESS, CLIENT_MESSAGE = 2, 33  # <X11/X.h>
 WAIT_S = 30.0
 
+# Xlib ends the process, here the tests', at any request the server refuses: at the name of a
+# window, say, that was closed since the windows were listed.
+ErrorHandler = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p)
+go_on = ErrorHandler(lambda display, event: 0)
+
 
 class KeyEvent(ctypes.Structure):
     """XKeyEvent of <X11/Xlib.h>."""
@@ -76,6 +81,7 @@ class XServer:
         self.x.XDefaultRootWindow.restype = ctypes.c_ulong
         self.x.XInternAtom.restype = ctypes.c_ulong
         self.x.XStringToKeysym.restype = ctypes.c_ulong
+        self.x.XSetErrorHandler(go_on)
         self.display = ctypes.c_void_p(self.x.XOpenDisplay(name.encode()))
         assert self.display, f"cannot connect to {name}"
         self.root = ctypes.c_ulong(self.x.XDefaultRootWindow(self.display))
@@ -93,12 +99,16 @@ class XServer:
         deadline = time.monotonic() + WAIT_S
         while time.monotonic() < deadline:
             for window in self.children(self.root):
-                name = ctypes.c_char_p()
-                self.x.XFetchName(self.display, ctypes.c_ulong(window), ctypes.byref(name))
-                if name.value == title.encode():
+                if self.title(window) == title:
                     return window
             time.sleep(0.05)
         raise AssertionError(f"no window {title!r} within {WAIT_S:g} s")
+
+    def title(self, window: int) -> str | None:
+        """What a window is called; None for one that is not there any more."""
+        name = ctypes.c_char_p()
+        self.x.XFetchName(self.display, ctypes.c_ulong(window), ctypes.byref(name))
+        return name.value.decode() if name.value is not None else None
 
     def children(self, window: ctypes.c_ulong) -> list[int]:
         root, parent = ctypes.c_ulong(), ctypes.c_ulong()
