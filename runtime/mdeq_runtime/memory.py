@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
 
 __all__ = [
@@ -82,14 +83,15 @@ def returning_blocks() -> Iterator[None]:
 
 def trim() -> None:
     """Give unused pages of the heap back to the system (glibc only)."""
-    try:
-        ctypes.CDLL(None).malloc_trim(0)
-    except (AttributeError, OSError):
-        return
+    with suppress(AttributeError, OSError):
+        _libc().malloc_trim(0)
 
 
 def _mallopt(what: int, value: int) -> None:
-    try:
-        ctypes.CDLL(None).mallopt(what, value)
-    except (AttributeError, OSError):
-        return
+    with suppress(AttributeError, OSError):
+        _libc().mallopt(what, value)
+
+
+@cache  # each one is a cycle of some fifty objects, which only the garbage collector would end
+def _libc() -> ctypes.CDLL:
+    return ctypes.CDLL(None)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import re
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -17,6 +19,7 @@ from mdeq_runtime.pipeline import run
 from mdeq_runtime.results import Frame, Result
 from mdeq_runtime.slot import SlotPolicy, capture
 from mdeq_runtime.sources.backoff import Backoff, Pauses
+from mdeq_runtime.sources.connection import Connection
 from mdeq_runtime.sources.device import Device, RefusedError
 from mdeq_runtime.sources.live import MAX_STUCK, Live, Patience
 from mdeq_runtime.sources.pictures import PictureWatch
@@ -39,6 +42,7 @@ class FakeCamera:
     def __init__(self, deeds: list[Any], unblock: threading.Event) -> None:
         self.deeds, self.unblock = iter(deeds), unblock
         self.busy = self.released = self.released_while_reading = self.jammed = False
+        self.pictures: list[weakref.ref[Any]] = []
 
     def read(self) -> Any:
         self.busy = True
@@ -57,7 +61,9 @@ class FakeCamera:
             if deed == "empty":
                 return np.zeros((0, 0, 3), np.uint8)
             time.sleep(0.002)
-            return np.full((4, 6, 3), deed, np.uint8)
+            picture = np.full((4, 6, 3), deed, np.uint8)
+            self.pictures.append(weakref.ref(picture))
+            return picture
         finally:
             self.busy = False
 
@@ -142,6 +148,28 @@ def test_whatever_ends_a_connection_is_a_state_and_the_next_one_follows(
     assert re.search(detail, source.past[2].detail)
     assert "trying again until it is back" in first
     assert "front camera is back after" in last
+
+
+@pytest.mark.parametrize("end", ["end", "fail", "jam", "odd", "empty"])
+def test_a_lost_connection_leaves_nothing_to_the_garbage_collector(
+    rigs: Callable[..., Rig], end: str
+) -> None:
+    """Which comes by every few hours: until then each loss would hold its last picture."""
+    rig = rigs([10, 20, end], SourceError("nobody there"), [30])
+    gc.collect()
+    gc.disable()
+    try:
+        with Live(rig, "gate", patience=QUICK) as source:
+            wait_for(lambda: source.status.reconnects == 1)
+            assert source.read() is not None
+            first = rig.cameras[0]
+            assert len(first.pictures) == 2
+            wait_for(lambda: all(picture() is None for picture in first.pictures))
+            connections = [each for each in gc.get_objects() if isinstance(each, Connection)]
+            held = [each for each in connections if each._opening is rig]
+            assert held == [source._connection]
+    finally:
+        gc.enable()
 
 
 def test_attempts_that_fail_alike_are_told_once_and_counted(

@@ -9,6 +9,7 @@ import ctypes
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 from edge_mdeq.errors import DeviceError
@@ -129,15 +130,23 @@ def spell_version(number: int) -> str:
 
 
 def _driver() -> ctypes.CDLL:
-    try:
-        driver = ctypes.CDLL(DRIVER)
-    except OSError as error:
+    driver = _library()
+    if isinstance(driver, str):
         raise DeviceError(
-            f"no NVIDIA driver was found ({error}); install it, in a container start that with "
+            f"no NVIDIA driver was found ({driver}); install it, in a container start that with "
             "--gpus all (on a Jetson with --runtime nvidia), or use the device cpu"
-        ) from error
+        )
     _call(driver, "cuInit", 0)
     return driver
+
+
+@cache  # a service asks with every reload, and each attempt would leave a cycle of objects
+def _library() -> ctypes.CDLL | str:
+    """The driver, or why there is none."""
+    try:
+        return ctypes.CDLL(DRIVER)
+    except OSError as error:
+        return str(error)
 
 
 def _call(driver: ctypes.CDLL, function: str, *arguments: Any) -> None:

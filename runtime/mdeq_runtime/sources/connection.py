@@ -94,7 +94,9 @@ class Connection:
                 self._changed.notify_all()
             outcome = self._read(device)
         except EdgeMdeqError as error:
-            outcome = Outcome(State.ERROR, str(error), isinstance(error, RefusedError), error)
+            # its traceback leads to this frame, which leads to the outcome and the last picture
+            bare = error.with_traceback(None)
+            outcome = Outcome(State.ERROR, str(error), isinstance(error, RefusedError), bare)
         except Exception as error:  # of OpenCV, or a driver's binding
             what = f"{self._name} failed: {type(error).__name__}: {error}"
             outcome = Outcome(State.ERROR, what, error=SourceError(what))

@@ -7,27 +7,31 @@ import threading
 from collections import deque
 from collections.abc import Callable
 
+from mdeq_runtime.web.ring import Ring
+
 __all__ = ["Broadcast"]
 
 
 class Broadcast:
-    """The newest ``keep`` items, which followers read at a pace of their own.
+    """The newest items, which followers read at a pace of their own.
 
     A follower that is slow skips what is no longer kept; nobody waits for it.
 
     Args:
-        keep: how many items there are for a follower who comes late or is slow.
+        items: those that there are for a follower who comes late or is slow.
         on_first: called, in the followers' thread, when somebody follows after nobody did.
 
     Attributes:
         followers: how many follow now.
     """
 
-    def __init__(self, keep: int = 1, on_first: Callable[[], None] = lambda: None) -> None:
+    def __init__(
+        self, items: deque[bytes] | Ring, on_first: Callable[[], None] = lambda: None
+    ) -> None:
         self.followers = 0
         self.on_first = on_first
         self.lock = threading.Lock()
-        self.items: deque[bytes] = deque(maxlen=keep)
+        self.items = items
         self.number = 0  # of items that there were
         self.closed = False
         self.loop: asyncio.AbstractEventLoop | None = None

@@ -5,11 +5,13 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 
 from mdeq_runtime.results import Frame, Result
 from mdeq_runtime.web.broadcast import Broadcast
 from mdeq_runtime.web.figures import EVERY_S, Figures
+from mdeq_runtime.web.ring import Ring
 
 __all__ = ["BOUNDARY", "Publisher"]
 
@@ -17,6 +19,7 @@ log = logging.getLogger(__name__)
 
 BOUNDARY = b"frame"
 HISTORY = 240  # events, two minutes of them, for whoever opens the page
+EVENT_BYTES = 1536  # of a busy one; the average has 860
 
 
 class Publisher:
@@ -36,8 +39,8 @@ class Publisher:
         self, encode: Callable[[Frame, Result], bytes], figures: Figures, rate: float
     ) -> None:
         self.encode, self.figures, self.period = encode, figures, 1.0 / rate
-        self.frames = Broadcast(on_first=self.refresh)
-        self.events = Broadcast(keep=HISTORY)
+        self.frames = Broadcast(deque(maxlen=1), on_first=self.refresh)
+        self.events = Broadcast(Ring(HISTORY, HISTORY * EVENT_BYTES))
         self.changed = threading.Condition()
         self.newest: tuple[Frame, Result] | None = None
         self.fresh = False  # nobody has seen the newest

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import shutil
 import subprocess
@@ -9,7 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -72,6 +73,26 @@ def opened(link: Path, settings: SessionSettings = CALM) -> Iterator[ReloadableS
 
 
 # Between two frames
+
+
+@pytest.mark.parametrize("good", [True, False])
+def test_a_reload_leaves_nothing_to_the_garbage_collector(
+    link: Path, segmenter_bundle: Path, tmp_path: Path, good: bool
+) -> None:
+    """Which comes by every few hours."""
+    two = another(segmenter_bundle, tmp_path / "two.mdeq")
+    with opened(link) as session:
+        session(Frame(blobs(1), 0, 0.0))
+        session.reload()  # what is made once is there afterwards
+        point(link, two if good else spoil(two))
+        gc.collect()
+        gc.disable()
+        try:
+            with nullcontext() if good else pytest.raises(BundleError):
+                session.reload()
+            assert gc.collect() == 0
+        finally:
+            gc.enable()
 
 
 def test_the_new_bundle_answers_from_the_next_frame_on_which_starts_cold(
