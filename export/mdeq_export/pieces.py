@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import logging
+import pkgutil
 import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -180,26 +181,35 @@ def quiet() -> Iterator[None]:
 
 @contextlib.contextmanager
 def operators_read_once() -> Iterator[None]:
-    """The exporter parses its 500 operators for every graph anew, which takes half of its time.
+    """torch parses its exporter's 500 operators and lists its composite ones for every graph anew.
 
-    It has no public way to keep them. Where a version of torch has them elsewhere, it takes longer.
+    That takes more than half of its time, and there is no public way to keep them.
+    """
+    registry = "torch.onnx._internal.exporter._registration:ONNXRegistry"
+    with once(registry, "from_torchlib"), once("torch._export.utils", "_materialize_cpp_cia_ops"):
+        yield
+
+
+@contextlib.contextmanager
+def once(owner: str, name: str) -> Iterator[None]:
+    """Within, a function of torch's is called once for the same arguments.
+
+    Where a version of torch has it elsewhere this does nothing, and tracing takes longer.
     """
     try:
-        from torch.onnx._internal.exporter._registration import ONNXRegistry
-
-        own = vars(ONNXRegistry)["from_torchlib"]
-    except (ImportError, KeyError):
+        there = pkgutil.resolve_name(owner)
+        own = vars(there)[name]
+    except (ImportError, AttributeError, KeyError):
         yield
         return
-    read = functools.partial(operators, ONNXRegistry.from_torchlib)
-    ONNXRegistry.from_torchlib = staticmethod(read)  # type: ignore[method-assign]
+    setattr(there, name, staticmethod(functools.partial(first, getattr(there, name))))
     try:
         yield
     finally:
-        ONNXRegistry.from_torchlib = own  # type: ignore[method-assign]
+        setattr(there, name, own)
 
 
 @functools.cache
-def operators(read: Callable[..., Any], opset_version: int) -> Any:
-    """The exporter's operators, to which only those of one's own are ever added: here none."""
-    return read(opset_version)
+def first(function: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
+    """What ``function`` gave the first time: operators, to which none of our own are added."""
+    return function(*arguments, **named)

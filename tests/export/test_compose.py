@@ -286,6 +286,29 @@ def test_the_exporter_reads_its_operators_once_and_is_left_as_it_was() -> None:
     assert ONNXRegistry().from_torchlib(opset_version=18) is not found[0]
 
 
+def test_so_does_torch_s_dispatcher(monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch._export.utils as utils
+
+    from mdeq_export.pieces import operators_read_once
+
+    calls: list[None] = []
+    read = lambda: calls.append(None)  # noqa: E731
+    monkeypatch.setattr(utils, "_materialize_cpp_cia_ops", read)
+    for _ in range(2):
+        with operators_read_once():
+            utils._collect_all_valid_cia_ops()
+        assert utils._materialize_cpp_cia_ops is read
+    assert len(calls) == 1
+
+
+@pytest.mark.parametrize("owner", ["torch.onnx._internal.exporter", "torch.onnx.elsewhere"])
+def test_a_torch_that_has_them_elsewhere_is_left_alone(owner: str) -> None:
+    from mdeq_export.pieces import once
+
+    with once(owner, "read_operators"):
+        assert not hasattr(torch.onnx._internal.exporter, "read_operators")
+
+
 def test_the_classifier_gives_torch_scores(classifier_weights: Path, tmp_path: Path) -> None:
     read: Callable[[Any], Any]
     graphs = unroll(classifier_weights, FixedPoint(), (3,), tmp_path)

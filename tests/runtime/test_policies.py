@@ -42,18 +42,23 @@ def classifier(classifier_bundle: Path) -> Iterator[Model]:
         yield opened
 
 
-@pytest.fixture(scope="module", params=["anderson", "broyden"])
+@pytest.fixture(scope="module", params=[("anderson", 3), ("broyden", 2)], ids=lambda p: p[0])
 def with_history(
     request: pytest.FixtureRequest,
     segmenter_weights: Path,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Model]:
     """The same weights under a solver that remembers earlier iterates."""
+    from quick_exports import two_images
+
     from mdeq_export import ExportSettings, export_bundle
 
-    path = tmp_path_factory.mktemp("history") / f"{request.param}.mdeq"
-    settings = ExportSettings(iterations=(1, 2, 4, 6), solver=request.param)
-    export_bundle(segmenter_weights, path, settings)
+    solver, m = request.param
+    path = tmp_path_factory.mktemp("history") / f"{solver}.mdeq"
+    with two_images():
+        export_bundle(
+            segmenter_weights, path, ExportSettings((1, 2, 4, 6), solver, solver_settings={"m": m})
+        )
     with Model(path, CALM, threads=1) as opened:
         yield opened
 
