@@ -48,16 +48,17 @@ def writing_bundle(path: Path, force: bool = False) -> Iterator[Path]:
             raise BundleError(
                 f"{path} exists and is not a bundle; remove it or choose another name"
             )
-    try:
-        make_folder(path.parent)
-        place, lock = make_place(path)
-    except OSError as error:
-        raise BundleError(f"cannot write to {path.parent}: {error.strerror}") from error
+    work = WorkFolder(path)
     try:
         try:
-            yield place / NEW
-            sync_tree(place / NEW)
-            put_in_place(place / NEW, path, place / ASIDE)
+            make_folder(path.parent)
+            work.make()
+        except OSError as error:
+            raise BundleError(f"cannot write to {path.parent}: {error.strerror}") from error
+        try:
+            yield work.place / NEW
+            sync_tree(work.place / NEW)
+            put_in_place(work.place / NEW, path, work.place / ASIDE)
             sync_folder(path.parent)
         except OSError as error:
             raise BundleError(
@@ -65,32 +66,54 @@ def writing_bundle(path: Path, force: bool = False) -> Iterator[Path]:
                 "another place"
             ) from error
     finally:
-        clear(place, path)
-        if lock is not None:
-            os.close(lock)
+        work.remove()
 
 
-def make_place(path: Path) -> tuple[Path, int | None]:
-    """A new folder beside ``path`` for its writer, and the handle that holds it.
+class WorkFolder:
+    """A folder beside ``path`` for its writer; it has a name before it is there, so that whatever
+    interrupts its making can remove it.
 
-    Raises:
-        OSError: it cannot be made.
+    Args:
+        path: the bundle.
+
+    Attributes:
+        place: of the folder.
+        lock: the handle that holds it, once it is held.
     """
-    while True:
-        place = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-        place.mkdir()
-        lock = None
-        try:
-            lock = hold(place)
-            (place / NEW).mkdir()
-            return place, lock
-        except OSError as error:
-            if lock is not None:
-                os.close(lock)
-            clear(place, path)
-            if not isinstance(error, FileNotFoundError | BlockingIOError):
-                raise
-            # else another writer took it for a remain, in the moment before it was held
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.lock: int | None = None
+        self.place = self.another_name()
+
+    def another_name(self) -> Path:
+        return self.path.with_name(f".{self.path.name}.{secrets.token_hex(4)}.tmp")
+
+    def make(self) -> None:
+        """Make it, and hold it.
+
+        Raises:
+            OSError: it cannot be made.
+        """
+        while True:
+            try:
+                self.place.mkdir()
+                self.lock = hold(self.place)
+                (self.place / NEW).mkdir()
+                return
+            except (FileNotFoundError, BlockingIOError):
+                if not self.path.parent.is_dir():
+                    raise
+                # else another writer took it for a remain, in the moment before it was held
+                self.remove()
+                self.place = self.another_name()
+
+    def remove(self) -> None:
+        """Remove it; what was moved aside into it returns if nothing took its place."""
+        clear(self.place, self.path)
+        if self.lock is not None:
+            os.close(self.lock)
+            self.lock = None
 
 
 def remove_remains(path: Path) -> None:

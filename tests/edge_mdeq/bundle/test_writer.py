@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import errno
+import linecache
 import os
 import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import FrameType
 
 import pytest
 from tiny_bundle import CONTENT, GRAPH, WEIGHTS, fill, manifest_of, names, producer
@@ -110,6 +112,46 @@ def test_a_failing_block_leaves_the_old_bundle_and_no_temporary(
         fail_while_writing(bundle, error)
     assert open_bundle(bundle, verify=True).manifest.name == "tiny"
     assert names(bundle.parent) == ["tiny.mdeq"]
+
+
+def replaced_unless_interrupted(path: Path, number: int) -> bool:
+    """Replace a bundle, with Ctrl-C before the ``number``-th line that the writer executes.
+
+    Not while it removes its folder: by then the first Ctrl-C has had any further one ignored.
+    """
+    count = 0
+
+    def trace(frame: FrameType, event: str, arg: object) -> object:
+        nonlocal count
+        code = frame.f_code
+        if code.co_filename != writer.__file__ or code.co_name in ("remove", "clear"):
+            return None
+        line = linecache.getline(code.co_filename, frame.f_lineno).strip()
+        if event == "line" and line not in ("work.remove()", "try:"):  # where none is looked for
+            count += 1
+            if count == number:
+                raise KeyboardInterrupt
+        return trace
+
+    sys.settrace(trace)
+    try:
+        replace_bundle(path)
+    except KeyboardInterrupt:
+        return False
+    finally:
+        sys.settrace(None)
+    return True
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # an open file
+def test_an_interruption_before_any_line_leaves_a_bundle_and_no_temporary(bundle: Path) -> None:
+    found, number = [], 1
+    while not replaced_unless_interrupted(bundle, number):
+        found.append(open_bundle(bundle, verify=True).manifest.name)
+        assert names(bundle.parent) == ["tiny.mdeq"]
+        number += 1
+    assert set(found) == {"tiny", "new"}
+    assert len(found) > 30
 
 
 def test_a_full_disk_leaves_the_old_bundle_and_no_temporary(
