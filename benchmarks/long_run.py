@@ -42,6 +42,7 @@ from viewers import READ
 
 from edge_mdeq.errors import SourceError
 from mdeq_runtime import FixedIterations, Model, Result, SessionSettings
+from mdeq_runtime.memory import settled_objects
 from mdeq_runtime.metrics import Metrics
 from mdeq_runtime.pipeline import run
 from mdeq_runtime.service.reload import ReloadableSession
@@ -227,6 +228,7 @@ def long_run(args: argparse.Namespace, folder: Path) -> Outcome:
                 samples.append(sample(count))
                 viewers.append(page.publisher.frames.followers)
 
+        stack.enter_context(settled_objects())
         summary = run(
             session, source, sinks, max_frames=args.frames, on_result=watch, metrics=metrics,
             policy=SlotPolicy.DROP_OLDEST if args.rtsp else SlotPolicy.WAIT,

@@ -107,6 +107,7 @@ def run(
     """Run a bundle on a camera, a video or images."""
     in_json = service.prepare(log_format)
     from mdeq_runtime import Model, SessionSettings
+    from mdeq_runtime.memory import settled_objects
     from mdeq_runtime.metrics import Metrics
     from mdeq_runtime.pipeline import run as run_pipeline
     from mdeq_runtime.sinks.metrics import MetricsSink
@@ -167,6 +168,7 @@ def run(
         showing.note(opened, model, targets, as_json, in_json)
         showing.name_pages(sinks, in_json)
         seen = stack.enter_context(showing.progress_bar(opened, as_json or in_json))
+        stack.enter_context(settled_objects())
         stack.enter_context(serving.begin())
         summary = run_pipeline(
             session,

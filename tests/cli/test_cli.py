@@ -205,6 +205,32 @@ def test_run_stops_each_solve_as_its_options_say(
     assert json.loads(done.stdout)["mean_iterations"] == most
 
 
+FROZEN = """
+import gc, sys
+from edge_mdeq.cli import main
+from mdeq_runtime import pipeline
+
+at_work = pipeline.run
+def run(*arguments, **options):
+    print(gc.get_freeze_count(), file=sys.stderr)
+    return at_work(*arguments, **options)
+pipeline.run = run
+main()
+"""
+
+
+def test_run_answers_frames_with_a_heap_that_the_garbage_collector_leaves_alone(
+    segmenter_bundle: Path,
+) -> None:
+    arguments = ["run", str(segmenter_bundle), "test://96x64", "--max-frames", "2"]
+    done = subprocess.run(
+        [sys.executable, "-c", FROZEN, *arguments], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert int(done.stderr.splitlines()[0]) > 10_000
+    assert "2 frames" in done.stdout
+
+
 def test_run_and_load_repeat_what_the_export_warned_of(
     segmenter_bundle: Path,
     own_copy: Callable[[Path], Path],

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import gc
 import subprocess
 import sys
 import threading
+import weakref
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from mdeq_runtime import FixedIterations, Model, SessionSettings
-from mdeq_runtime.memory import resident_bytes
+from mdeq_runtime.memory import resident_bytes, settled_objects
 
 CALM = SessionSettings(FixedIterations(2, cold=4), restart_above=1e9, reset_on_cut=False)
 
@@ -69,3 +71,22 @@ def test_graphs_of_one_arena_may_run_at_the_same_time(segmenter_bundle: Path) ->
         for thread in threads:
             thread.join(60)
     assert [found[0], found[1]] == alone
+
+
+def test_what_is_there_before_frames_is_no_business_of_the_garbage_collector() -> None:
+    """Looking at it takes a tenth of a second, and would make a frame late."""
+
+    class Ring:
+        def __init__(self) -> None:
+            self.me = self
+
+    before = len(gc.get_objects())
+    with settled_objects():
+        assert len(gc.get_objects()) < 0.1 * before
+        ring = Ring()
+        new = weakref.ref(ring)
+        del ring
+        gc.collect()
+        assert new() is None, "cycles that come later are found"
+    assert gc.get_freeze_count() == 0
+    assert len(gc.get_objects()) > 0.9 * before
