@@ -96,15 +96,13 @@ class WorkFolder:
             OSError: it cannot be made.
         """
         while True:
+            self.place.mkdir()
             try:
-                self.place.mkdir()
                 self.lock = hold(self.place)
                 (self.place / NEW).mkdir()
                 return
             except (FileNotFoundError, BlockingIOError):
-                if not self.path.parent.is_dir():
-                    raise
-                # else another writer took it for a remain, in the moment before it was held
+                # another writer took it for a remain, in the moment before it was held
                 self.remove()
                 self.place = self.another_name()
 
