@@ -165,7 +165,7 @@ def test_a_lost_connection_leaves_nothing_to_the_garbage_collector(
             first = rig.cameras[0]
             assert len(first.pictures) == 2
             wait_for(lambda: all(picture() is None for picture in first.pictures))
-            connections = [each for each in gc.get_objects() if isinstance(each, Connection)]
+            connections = [each for each in gc.get_objects() if type(each) is Connection]
             held = [each for each in connections if each._opening is rig]
             assert held == [source._connection]
     finally:
