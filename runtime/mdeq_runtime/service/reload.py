@@ -9,9 +9,7 @@ after all; frames wait meanwhile.
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 from pathlib import Path
 
 import numpy as np
@@ -30,7 +28,6 @@ from mdeq_runtime.session import Session, SessionSettings
 __all__ = ["ReloadableSession"]
 
 CLOSE_S = 0.3  # for a reload that is under way
-PAUSE_S = 0.01  # between two rehearsals: who waits for a lock is not next by itself
 
 
 class ReloadableSession:
@@ -53,7 +50,7 @@ class ReloadableSession:
     ) -> None:
         self.path, self.place, self.on_change = path, path.resolve(), on_change
         self.model, self.session = model, model.session()
-        self.answering = threading.RLock()  # held for a frame, and to change the model between two
+        self.answering = threading.Lock()  # held for a frame, and to change the model between two
         self.changing = threading.RLock()  # held while graphs are loaded
         self.lost: EdgeMdeqError | None = None
 
@@ -139,8 +136,7 @@ class ReloadableSession:
                 model.budget.frame = now.budget.frame
             session = model.session()
             fit = self.session.fit
-            size = fit.frame if fit is not None else model.manifest.input.size
-            rehearse(session, size, self.answering)
+            rehearse(session, fit.frame if fit is not None else model.manifest.input.size)
         except BaseException:
             close(model, session)
             raise
@@ -258,16 +254,11 @@ def check_place(profile: str, present: str, place: Path) -> None:
         )
 
 
-def rehearse(session: Session, size: tuple[int, int], turn: AbstractContextManager[object]) -> None:
-    """Answer noise of ``size``, cold and warm, so that the first frame takes as long as others.
-
-    In turn with frames, as two graphs that run at once need twice the memory, and the same cores.
-    """
+def rehearse(session: Session, size: tuple[int, int]) -> None:
+    """Answer noise of ``size``, cold and warm, so that the first frame takes as long as others."""
     image = np.random.default_rng(0).integers(0, 256, (*size, 3), np.uint8)
     for index in range(3):  # both buffers of the state are bound then
-        with turn:
-            session(Frame(image, index, 0.0))
-        time.sleep(PAUSE_S)
+        session(Frame(image, index, 0.0))
     session.reset("the bundle was opened again", "reload")
 
 

@@ -27,7 +27,6 @@ from mdeq_runtime.pipeline import run
 from mdeq_runtime.service.notify import Notifier
 from mdeq_runtime.service.reload import ReloadableSession
 from mdeq_runtime.service.reloader import Reloader
-from mdeq_runtime.session import Session
 from mdeq_runtime.sources import SourceOptions, open_source
 
 FPS = 20.0
@@ -74,43 +73,6 @@ def opened(link: Path, settings: SessionSettings = CALM) -> Iterator[ReloadableS
 
 
 # Between two frames
-
-
-def test_the_new_bundle_is_tried_out_in_turn_with_frames(
-    link: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Two graphs that run at once need twice the memory, which the process keeps."""
-    answer, busy, most, by = Session.answer, 0, 0, set[int]()
-
-    def counted(self: Session, frame: Frame) -> Result:
-        nonlocal busy, most
-        busy += 1
-        most = max(most, busy)
-        by.add(threading.get_ident())
-        time.sleep(0.002)
-        try:
-            return answer(self, frame)
-        finally:
-            busy -= 1
-
-    monkeypatch.setattr(Session, "answer", counted)
-    with opened(link) as session:
-        done = threading.Event()
-
-        def frames() -> None:
-            while not done.is_set():
-                session(Frame(blobs(1), 0, 0.0))
-
-        thread = threading.Thread(target=frames)
-        thread.start()
-        try:
-            for _ in range(5):
-                session.reload()
-        finally:
-            done.set()
-            thread.join()
-    assert len(by) == 2
-    assert most == 1
 
 
 @pytest.mark.parametrize("good", [True, False])
@@ -325,11 +287,11 @@ with reload.ReloadableSession(link, model, changes.append) as session:
             file.write_bytes(b"")
     if what == "fails":
         loading = reload.rehearse
-        def rehearse(*arguments):
+        def rehearse(session, size):
             if changes[-1:] == [None] and not rehearse.failed:
                 rehearse.failed = True
                 raise BundleError("it does not answer")
-            loading(*arguments)
+            loading(session, size)
         rehearse.failed = False
         reload.rehearse = rehearse
     for path in sys.argv[3:]:
