@@ -129,7 +129,8 @@ def remove_remains(path: Path) -> None:
 def clear(place: Path, path: Path) -> None:
     """Remove a writer's folder; what it had moved aside returns if nothing took its place."""
     aside = place / ASIDE
-    if aside.exists() and not path.exists():
+    # not Path.exists, which raises where a name is too long or a folder is not one's own
+    if os.path.exists(aside) and not os.path.exists(path):
         os.rename(aside, path)
     shutil.rmtree(place, ignore_errors=True)
 

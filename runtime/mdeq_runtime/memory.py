@@ -1,4 +1,6 @@
-"""How much memory this process occupies, from /proc; ``None`` where there is no Linux."""
+"""What this process holds of memory, from /proc (``None`` where there is no Linux), and how the
+heap and Python's garbage collector go about it.
+"""
 
 from __future__ import annotations
 

@@ -76,16 +76,16 @@ def test_graphs_of_one_arena_may_run_at_the_same_time(segmenter_bundle: Path) ->
 def test_what_is_there_before_frames_is_no_business_of_the_garbage_collector() -> None:
     """Looking at it takes a tenth of a second, and would make a frame late."""
 
-    class Ring:
+    class Cycle:
         def __init__(self) -> None:
             self.me = self
 
     before = len(gc.get_objects())
     with settled_objects():
         assert len(gc.get_objects()) < 0.1 * before
-        ring = Ring()
-        new = weakref.ref(ring)
-        del ring
+        cycle = Cycle()
+        new = weakref.ref(cycle)
+        del cycle
         gc.collect()
         assert new() is None, "cycles that come later are found"
     assert gc.get_freeze_count() == 0

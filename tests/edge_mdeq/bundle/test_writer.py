@@ -171,6 +171,9 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(BundleError, match=r"cannot write to .*/file"):
         replace_bundle(tmp_path / "file" / "tiny.mdeq")
+    with pytest.raises(BundleError, match=r"cannot write to .*: File name too long"):
+        replace_bundle(tmp_path / f"{'long' * 80}.mdeq")
+    assert names(tmp_path) == ["file"]
 
 
 KILLED = """
