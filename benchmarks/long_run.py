@@ -13,8 +13,9 @@ are counted by frames, of which 15 are a second: 108,000 are two hours, with 40 
 reloads.
 
 Memory, descriptors and threads are sampled every ``--every`` frames, reloads are 100 frames behind:
-each gives back what the heap then takes again. The first minute's worth (900) has a loss and five
-reloads, after which the heap has found its size. Exit code 1 if resident memory rose by more than
+each gives back what the heap then takes again. The first minute's worth (900) has a loss and ten
+reloads: each lays weights and values elsewhere in ONNX Runtime's arena, until all pages of it have
+been touched once. Exit code 1 if resident memory rose by more than
 1 MB above what it was then, if descriptors or threads did not stay the same, if a loss was not
 recovered from or a reload failed. ``--out`` gets ``long_run.json`` and ``long_run.svg``.
 """
@@ -57,6 +58,7 @@ from mdeq_runtime.web import LivePage, publisher
 
 SAMPLE = Path(__file__).parents[1] / "samples" / "bundles" / "camvid-nano.mdeq"
 SIZE = (192, 256)
+EARLY = 80  # frames between reloads in the first minute
 TOLD_S = 0.05  # between two figures of the page, which goes by the clock, where frames are hurried
 
 
@@ -215,16 +217,16 @@ def long_run(args: argparse.Namespace, folder: Path) -> Outcome:
         def watch(result: Result) -> None:
             nonlocal count, asked
             count += 1
-            early = count <= 500 and count % 100 == 0
+            early = count <= 10 * EARLY and count % EARLY == 0
             if early or (count > MINUTE and count % args.reload_every == 100):
+                finish(reloader, asked)  # else two would be one
                 following = folder / "next"
                 following.symlink_to("two.mdeq" if asked % 2 == 0 else "one.mdeq")
                 following.replace(link)
                 asked += 1
                 reloader.ask()
             if count % args.every == 0 or count in (MINUTE, args.frames):
-                while reloader.done + reloader.failed < asked:
-                    time.sleep(0.01)
+                finish(reloader, asked)
                 samples.append(sample(count))
                 viewers.append(page.publisher.frames.followers)
 
@@ -241,6 +243,12 @@ def long_run(args: argparse.Namespace, folder: Path) -> Outcome:
             (min(threads), max(threads)), losses(), source.status.reconnects, reloader.done,
             reloader.failed, min(viewers), dict(summary.cold),
         )  # fmt: skip
+
+
+def finish(reloader: Reloader, asked: int) -> None:
+    """Wait for all reloads that were asked for."""
+    while reloader.done + reloader.failed < asked:
+        time.sleep(0.01)
 
 
 def draw(outcome: Outcome, path: Path) -> None:

@@ -43,7 +43,7 @@ def assert_nothing_is_left_behind(found: dict[str, Any], frames: int) -> None:
         assert len(set(found[what])) == 1, what
     assert found["recoveries"] >= found["losses"] - 1, "it may end in the midst of one"
     assert found["failed"] == 0
-    assert found["cold"]["reload"] == found["reloads"]
+    assert found["cold"].get("reload", 0) <= found["reloads"] // 2, "the others had pictures"
     assert found["viewers"] == 3
     assert found["good"]
 
@@ -59,7 +59,7 @@ def test_fifteen_hundred_frames_with_losses_reloads_and_viewers(
     )  # fmt: skip
     assert_nothing_is_left_behind(found, 1500)
     assert found["losses"] >= 1500 // 200 - 1
-    assert found["reloads"] == 5 + 1, "five in the first minute"
+    assert found["reloads"] == 10 + 1, "ten in the first minute"
     assert "<svg" in (tmp_path / "long_run.svg").read_text()
 
 

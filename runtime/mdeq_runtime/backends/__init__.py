@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
@@ -52,9 +53,14 @@ class Backend(Protocol):
 
     ``run`` is a whole solve. ``inject``, ``advance`` and ``readout`` are the same in parts: what
     they hand to each other stays in the state.
+
+    Attributes:
+        name: for people.
+        turn: held while a graph runs, by whoever wants to share the machine fairly.
     """
 
     name: str
+    turn: AbstractContextManager[Any]
 
     def load(self, graph: str) -> None:
         """Make a graph ready; loading it again does nothing."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol
 from weakref import WeakSet
 
@@ -83,6 +84,7 @@ class OrtBackend:
         self.sessions: dict[str, Any] = {}
         self.states: WeakSet[Any] = WeakSet()
         self.loading = threading.Lock()
+        self.turn: AbstractContextManager[Any] = nullcontext()
         self.closed = False
         for weights in self.profile.weights:
             bundle.file(weights.file)
@@ -158,7 +160,8 @@ class OrtBackend:
         if key not in state.bindings:
             state.bindings[key] = bind(session, *values())
         try:
-            session.run_with_iobinding(state.bindings[key])
+            with self.turn:
+                session.run_with_iobinding(state.bindings[key])
         except Exception as error:  # ONNX Runtime's own exceptions share no public base
             if over_share(error):
                 raise MemoryLimitError(f"{graph} needs more than its share: {error}") from error

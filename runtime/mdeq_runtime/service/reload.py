@@ -1,9 +1,11 @@
 """A session whose bundle is opened again while frames go on, and kept if the new one is no good.
 
-The new model is loaded beside the old one, in another thread, and answers a picture before it takes
-over between two frames. Where both do not fit into the memory limit, the new one is checked as far
-as it can be without loading it, the old one is let go of, and loaded again if the new one fails
-after all; frames wait meanwhile.
+The new model is loaded beside the old one, in another thread, and answers the newest pictures
+before it takes over between two frames, which thus start from an equilibrium of its own. Its graphs
+take turns with the frames: two solves at once need memory for the values of both, and ONNX
+Runtime's arena keeps what it has got. Where both models do not fit into the memory limit, the new
+one is checked as far as it can be without loading it, the old one is let go of, and loaded again if
+the new one fails after all; frames wait meanwhile.
 """
 
 from __future__ import annotations
@@ -23,6 +25,8 @@ from mdeq_runtime.model import Model
 from mdeq_runtime.planner import choices, pick
 from mdeq_runtime.policies import Policy
 from mdeq_runtime.results import Frame, Result
+from mdeq_runtime.service.rehearsal import Newest, in_turn, rehearse
+from mdeq_runtime.service.turns import Turns
 from mdeq_runtime.session import Session, SessionSettings
 
 __all__ = ["ReloadableSession"]
@@ -50,16 +54,21 @@ class ReloadableSession:
     ) -> None:
         self.path, self.place, self.on_change = path, path.resolve(), on_change
         self.model, self.session = model, model.session()
-        self.answering = threading.Lock()  # held for a frame, and to change the model between two
+        self.answering = Turns()  # held for a frame, and to change the model between two
         self.changing = threading.RLock()  # held while graphs are loaded
+        self.newest = Newest()
         self.lost: EdgeMdeqError | None = None
 
     def __call__(self, frame: Frame | NDArray[np.uint8]) -> Result:
         """Answer one frame; see ``Session``."""
+        if not isinstance(frame, Frame):
+            frame = Frame(frame, 0, 0.0)
         with self.answering:
             if self.lost is not None:
                 raise self.lost
-            return self.session(frame)
+            result = self.session(frame)
+        self.newest.note(frame)
+        return result
 
     def use(self, policy: Policy) -> None:
         """Solve by another policy; see ``Session.use``."""
@@ -95,8 +104,10 @@ class ReloadableSession:
     def reload(self) -> None:
         """Open the bundle again, and answer by it from the next frame on.
 
-        Policy and settings are those of now. The carried state is another model's, so that the next
-        frame starts cold ("reload"). If this raises, frames go on as before.
+        Policy and settings are those of now. The carried state is another model's: the next frame
+        starts from what the new one found for the newest picture, or cold ("reload") if no frame
+        was answered for a second, or both models do not fit. If this raises, frames go on as
+        before.
 
         Raises:
             BundleError: the bundle is missing, altered or incomplete, or for another task or other
@@ -121,7 +132,10 @@ class ReloadableSession:
             close(*before)
 
     def open(self, place: Path, after: Model | None = None) -> tuple[Model, Session]:
-        """A model and its session, which has answered pictures and is cold again."""
+        """A model and its session, which has answered pictures.
+
+        ``after``: the model that was closed before, if none answers frames now.
+        """
         now = self.model
         model = Model(
             place, self.settings, now.threads, now.cache,
@@ -132,11 +146,18 @@ class ReloadableSession:
         try:
             check_alike(model.manifest, now.manifest)
             check_place(model.profile, now.profile, place)
+            fit = self.session.fit
+            size = fit.frame if fit is not None else model.manifest.input.size
             if model.budget is not None and now.budget is not None:
                 model.budget.frame = now.budget.frame
+                if after is None:
+                    model.budget.beside += 3 * size[0] * size[1]  # the newest picture
             session = model.session()
-            fit = self.session.fit
-            rehearse(session, fit.frame if fit is not None else model.manifest.input.size)
+            if after is not None:
+                rehearse(session, size)
+            else:
+                with in_turn(model, self.answering), self.newest.look():
+                    rehearse(session, size, self.newest)
         except BaseException:
             close(model, session)
             raise
@@ -252,14 +273,6 @@ def check_place(profile: str, present: str, place: Path) -> None:
             f"{place} would run on the CPU, the present bundle runs on {present}; build its "
             f"engines first: edge-mdeq engine {place}"
         )
-
-
-def rehearse(session: Session, size: tuple[int, int]) -> None:
-    """Answer noise of ``size``, cold and warm, so that the first frame takes as long as others."""
-    image = np.random.default_rng(0).integers(0, 256, (*size, 3), np.uint8)
-    for index in range(3):  # both buffers of the state are bound then
-        session(Frame(image, index, 0.0))
-    session.reset("the bundle was opened again", "reload")
 
 
 def close(model: Model, session: Session | None) -> None:

@@ -11,8 +11,9 @@ import logging
 import threading
 import weakref
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -84,6 +85,7 @@ class TensorRTBackend:
         self.profile = bundle.profile(flavour.profile)
         self.name = flavour.name
         self.loading = threading.Lock()
+        self.turn: AbstractContextManager[Any] = nullcontext()
         self.device = device = Device(index, limit)
         try:
             specs = specs_of(bundle.manifest)
@@ -199,7 +201,8 @@ class TensorRTBackend:
             raise SessionError("this is no state of this model; make one with new_state()")
         if graph not in self.engines.loaded:
             self.load(graph)
-        return self.on_device(graph, work)
+        with self.turn:
+            return self.on_device(graph, work)
 
     def on_device(self, what: str, work: Callable[[], T]) -> T:
         try:

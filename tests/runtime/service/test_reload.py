@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from manager import managing
+from onnxruntime import InferenceSession
 from streams import CALM, blobs
 
 from edge_mdeq.bundle import open_bundle
@@ -24,6 +25,7 @@ from mdeq_runtime import FixedIterations, Frame, Model, Result, SessionSettings
 from mdeq_runtime.memory import resident_bytes
 from mdeq_runtime.metrics import Metrics
 from mdeq_runtime.pipeline import run
+from mdeq_runtime.service import rehearsal
 from mdeq_runtime.service.notify import Notifier
 from mdeq_runtime.service.reload import ReloadableSession
 from mdeq_runtime.service.reloader import Reloader
@@ -72,6 +74,12 @@ def opened(link: Path, settings: SessionSettings = CALM) -> Iterator[ReloadableS
         yield session
 
 
+@pytest.fixture(autouse=True)
+def no_long_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For a picture, where there is no camera."""
+    monkeypatch.setattr(rehearsal, "PICTURE_S", 0.1)
+
+
 # Between two frames
 
 
@@ -95,7 +103,7 @@ def test_a_reload_leaves_nothing_to_the_garbage_collector(
             gc.enable()
 
 
-def test_the_new_bundle_answers_from_the_next_frame_on_which_starts_cold(
+def test_without_a_camera_the_next_frame_starts_cold(
     link: Path, segmenter_bundle: Path, tmp_path: Path
 ) -> None:
     with opened(link) as session:
@@ -229,10 +237,76 @@ def test_frames_are_late_for_no_reload_good_or_bad(
             watched.thread.join(10)
     assert (watched.reloader.done, watched.reloader.failed) == (2, 2)
     assert caplog.text.count("not reloaded, the present bundle stays") == 2
-    cold = [result.cold for result in watched.results[1:] if not result.warm]
-    assert cold == ["reload", "reload"]
+    assert all(result.warm for result in watched.results[1:]), "from what was found beforehand"
     ages = np.array([result.age_ms for result in watched.results[5:]])
     assert ages.max() < 2 * 1000 / FPS
+
+
+def test_what_is_tried_out_takes_turns_with_the_frames(
+    link: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two solves at once would take memory twice, which the process would keep."""
+    running, most, mine, real = 0, 0, set(), InferenceSession.run_with_iobinding
+    counting = threading.Lock()
+
+    def run_with_iobinding(session: InferenceSession, *args: object) -> None:
+        nonlocal running, most
+        with counting:
+            running += 1
+            most = max(most, running)
+            mine.add(threading.get_ident())
+        time.sleep(0.002)  # long enough to be met
+        real(session, *args)
+        with counting:
+            running -= 1
+
+    monkeypatch.setattr(InferenceSession, "run_with_iobinding", run_with_iobinding)
+    with opened(link) as session:
+        over = threading.Event()
+
+        def answer() -> None:
+            index = 0
+            while not over.is_set():
+                session(Frame(blobs(1), index, 0.0))
+                index += 1
+
+        thread = threading.Thread(target=answer)
+        thread.start()
+        try:
+            for _ in range(3):
+                session.reload()
+        finally:
+            over.set()
+            thread.join()
+    assert len(mine) == 2, "there was something to try out, and there were frames"
+    assert most == 1
+
+
+def test_a_new_model_goes_on_from_the_newest_picture(
+    link: Path, segmenter_bundle: Path, tmp_path: Path
+) -> None:
+    """Not from the first one it saw, and not from noise."""
+    image, frames = blobs(1), threading.Event()
+    with opened(link) as session:
+
+        def answer() -> None:
+            while not frames.is_set():
+                session(image)
+
+        thread = threading.Thread(target=answer)
+        thread.start()
+        try:
+            point(link, another(segmenter_bundle, tmp_path / "two.mdeq"))
+            session.reload()
+        finally:
+            frames.set()
+            thread.join()
+        assert session.newest.frame is None, "it is not kept"
+        settled = session(image)
+        session.reset()
+        cold = session(image)
+    assert settled.warm
+    assert settled.residual < cold.residual
 
 
 def test_frames_are_whole_while_models_come_and_go(link: Path, segmenter_bundle: Path) -> None:
@@ -287,11 +361,11 @@ with reload.ReloadableSession(link, model, changes.append) as session:
             file.write_bytes(b"")
     if what == "fails":
         loading = reload.rehearse
-        def rehearse(session, size):
+        def rehearse(session, size, newest=None):
             if changes[-1:] == [None] and not rehearse.failed:
                 rehearse.failed = True
                 raise BundleError("it does not answer")
-            loading(session, size)
+            loading(session, size, newest)
         rehearse.failed = False
         reload.rehearse = rehearse
     for path in sys.argv[3:]:
