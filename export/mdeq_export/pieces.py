@@ -125,12 +125,15 @@ def trace_pieces(
 
     full = solver.init_full(z)  # refuses what cannot be carried before anything is traced
     residual = torch.zeros(batch)
+    states = list(histories(solver, z, fz))
+    advance = tuple(graph(Advance(solver), state, fz) for state in states)
+    grown = shapes(states[-1]) == shapes(full)
     return Pieces(
         OPSET,
         inject=graph(inject, image),
         cell=graph(Evaluate(model), u, z),
-        advance=tuple(graph(Advance(solver), state, fz) for state in histories(solver, z, fz)),
-        step=graph(Advance(solver), full, fz),
+        advance=advance,
+        step=advance[-1] if grown else graph(Advance(solver), full, fz),
         residual=graph(Residual(), z, fz),
         readout=graph(readout, z),
         better=graph(Better(), fz, residual, z, residual) if best else None,
@@ -144,6 +147,11 @@ def histories(solver: Solver, z: State, fz: State) -> Iterator[object]:
         structure = pytree.tree_structure(state)
         yield state
         state = solver.advance(state, fz)
+
+
+def shapes(state: object) -> object:
+    """A solver's state with the shape of each tensor in its place."""
+    return pytree.tree_map(lambda x: tuple(x.shape), state)
 
 
 def trace(module: nn.Module, args: tuple[object, ...], dynamic_batch: bool = False) -> ir.Graph:

@@ -13,7 +13,7 @@ sys.path.insert(0, str(Path(__file__).parent))  # helpers of these tests
 
 @pytest.fixture(scope="session", autouse=True)
 def _traced_once() -> Iterator[None]:
-    """The same weights are exported again and again, with other settings."""
+    """The same weights are exported again and again, with other settings and solvers."""
     from quick_exports import traced_once
 
     with traced_once():

@@ -14,7 +14,6 @@ import onnxruntime as ort
 import pytest
 import torch
 from numpy.typing import NDArray
-from torch.utils._pytree import tree_map
 from writing import write_graphs
 
 from edge_mdeq.config import ModelCard
@@ -23,7 +22,7 @@ from edge_mdeq.solvers import Anderson, Broyden, FixedPoint, Solution, Solver, s
 from edge_mdeq.weights import load_weights
 from mdeq_export.compose import Composer, Pieces, solve_model
 from mdeq_export.images import scene
-from mdeq_export.pieces import Advance, Inject, histories, trace, trace_pieces
+from mdeq_export.pieces import Inject, trace, trace_pieces
 from mdeq_export.readouts import ReadMask
 
 Feeds = dict[str, NDArray[Any]]
@@ -83,48 +82,21 @@ def load_graph(path: Path) -> onnx.GraphProto:
     return onnx.load(path, load_external_data=False).graph
 
 
-def unroll(
-    weights: Path,
-    solver: Solver,
-    counts: tuple[int, ...],
-    folder: Path,
-    traced: Pieces | None = None,
-) -> Unrolled:
-    """``traced`` saves tracing again what does not depend on the solver."""
+def unroll(weights: Path, solver: Solver, counts: tuple[int, ...], folder: Path) -> Unrolled:
     model, card = load_weights(weights)
-    if traced is None:
-        pieces = trace_pieces(model.freeze(), card.input, solver)
-    else:
-        shapes = card.model.state_shapes(1, card.input.height, card.input.width)
-        z, fz = (tuple(torch.zeros(shape) for shape in shapes) for _ in range(2))
-        steps = [*histories(solver, z, fz), solver.init_full(z)]
-        *advance, step = (trace(Advance(solver), (distinct(state), fz)) for state in steps)
-        pieces = replace(traced, advance=tuple(advance), step=step)
+    pieces = trace_pieces(model.freeze(), card.input, solver)
     graphs, weights_file = write_graphs(pieces, counts, folder)
     return Unrolled(model, card, solver, pieces, graphs, weights_file)
-
-
-def distinct(state: object) -> object:
-    """The tracer merges equal inputs."""
-    return tree_map(torch.clone, state)
-
-
-@pytest.fixture(scope="module")
-def traced(segmenter_weights: Path) -> Pieces:
-    """The segmenter's pieces, with the plain iteration."""
-    model, card = load_weights(segmenter_weights)
-    return trace_pieces(model.freeze(), card.input, FixedPoint())
 
 
 @pytest.fixture(scope="module", params=SOLVERS)
 def unrolled(
     request: pytest.FixtureRequest,
     segmenter_weights: Path,
-    traced: Pieces,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Unrolled:
     folder = tmp_path_factory.mktemp("unrolled")
-    return unroll(segmenter_weights, SOLVERS[request.param], (*COUNTS, 26), folder, traced)
+    return unroll(segmenter_weights, SOLVERS[request.param], (*COUNTS, 26), folder)
 
 
 @pytest.fixture(scope="module")
@@ -267,7 +239,7 @@ def test_one_step_is_traced_per_history_length(
     model, card = load_weights(segmenter_weights)
     pieces: Pieces = trace_pieces(model.freeze(), card.input, solver)
     assert len(pieces.advance) == steps
-    assert len(traced) == 5 + steps
+    assert len(traced) == 4 + steps, "the last one is that of a full history, too"
 
 
 def test_the_exporter_reads_its_operators_once_and_is_left_as_it_was() -> None:
@@ -328,11 +300,10 @@ def test_the_classifier_gives_torch_scores(classifier_weights: Path, tmp_path: P
 def broyden(
     request: pytest.FixtureRequest,
     segmenter_weights: Path,
-    traced: Pieces,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Unrolled:
     folder = tmp_path_factory.mktemp("broyden")
-    return unroll(segmenter_weights, Broyden(request.param), (1, 2, 3, 6, 8), folder, traced)
+    return unroll(segmenter_weights, Broyden(request.param), (1, 2, 3, 6, 8), folder)
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 6, 8])

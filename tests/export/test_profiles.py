@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +18,7 @@ from edge_mdeq.weights import load_weights
 from mdeq_export.compose import Pieces, solve_model
 from mdeq_export.operators import check_operators
 from mdeq_export.passes import Half, HoldRounding, LowerGroupNorm, run_passes
-from mdeq_export.pieces import Advance, histories, trace, trace_pieces
+from mdeq_export.pieces import Advance, trace, trace_pieces
 from mdeq_export.profiles import PROFILES, TargetProfile, lookup_profile
 from mdeq_export.readouts import ReadScores, TiledReadMask
 
@@ -41,16 +40,19 @@ half_names = pytest.mark.parametrize("profile", IN_GRAPH, ids=lambda p: p.name)
 
 
 @pytest.fixture(scope="module")
-def traced(segmenter_weights: Path) -> Pieces:
-    """The segmenter's pieces, with the plain iteration; the best iterate is returned."""
+def solvers(segmenter_weights: Path) -> dict[str, Pieces]:
+    """The segmenter's pieces with each solver; the best iterate is returned."""
     model, card = load_weights(segmenter_weights)
-    return trace_pieces(model.freeze(), card.input, FixedPoint(), best=True)
+    return {
+        name: trace_pieces(model.freeze(), card.input, solver, best=True)
+        for name, solver in SOLVERS.items()
+    }
 
 
 @pytest.fixture(scope="module")
-def solvers(traced: Pieces) -> dict[str, Pieces]:
-    """... and with each solver."""
-    return {name: with_solver(traced, solver) for name, solver in SOLVERS.items()}
+def traced(solvers: dict[str, Pieces]) -> Pieces:
+    """... with the plain iteration."""
+    return solvers["fixed point"]
 
 
 @pytest.fixture(scope="module")
@@ -69,17 +71,6 @@ def tiled(segmenter_weights: Path) -> ir.Graph:
     states = tuple(torch.zeros(s) for s in card.model.state_shapes(2, height, width))
     readout = TiledReadMask(model.freeze(), height, width, tiles=3)
     return trace(readout, (states,), dynamic_batch=True)
-
-
-def with_solver(traced: Pieces, solver: Solver) -> Pieces:
-    """The same model under another solver."""
-    shapes = [[int(size) for size in x.shape or ()] for x in traced.cell.inputs[1:]]
-    z, fz = (tuple(torch.zeros(shape) for shape in shapes) for _ in range(2))
-    states = [*histories(solver, z, fz), solver.init_full(z)]
-    *advance, step = (
-        trace(Advance(solver), (tree_map(torch.clone, state), fz)) for state in states
-    )
-    return replace(traced, advance=tuple(advance), step=step)
 
 
 def lower(pieces: Pieces, profile: TargetProfile, half: bool = False) -> Pieces:
