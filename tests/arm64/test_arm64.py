@@ -38,6 +38,7 @@ NOT_HERE = (  # of the device half
 NUMBERS = (  # what the oldest packages run: whatever hands arrays to NumPy, OpenCV and ONNX Runtime
     "test_changing_policy.py", "test_cuts.py", "test_form.py", "test_frames.py", "test_images.py",
     "test_ladder.py", "test_overlay.py", "test_policies.py", "test_results.py", "test_session.py",
+    "test_session_streams.py",
     "test_sources.py", "test_val.py",
 )  # fmt: skip
 BESIDE = ("docs/fleet", "docs/fleet.md", "pyproject.toml", "runtime/make_palette.py", "tests")

@@ -4,86 +4,25 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from failing import NEVER, POLICIES, Failing, assert_equal, by_policy, on, states
 from streams import CALM, SIZE, Picture, blobs
 
 from edge_mdeq.errors import EdgeMdeqError, FrameError, SessionError
-from mdeq_runtime import (
-    FixedIterations,
-    Frame,
-    Model,
-    Result,
-    Session,
-    SessionSettings,
-    UntilDeadline,
-    UntilTolerance,
-)
+from mdeq_runtime import Frame, Model, Result, SessionSettings, UntilDeadline, UntilTolerance
 from mdeq_runtime.policies import Policy
-
-NEVER = 1e-9  # a tolerance that no frame meets
-POLICIES = [
-    FixedIterations(2, cold=4),
-    UntilTolerance(NEVER, max_iterations=3),
-    UntilDeadline(6e4, NEVER, max_iterations=3),
-]
-by_policy = pytest.mark.parametrize("policy", POLICIES, ids=lambda p: type(p).__name__)
 
 
 @pytest.fixture(scope="module")
 def model(segmenter_bundle: Path) -> Iterator[Model]:
     with Model(segmenter_bundle, CALM, threads=1) as opened:
         yield opened
-
-
-class Failing:
-    """The real backend, one call of which raises ``error``: before its work, or after it."""
-
-    def __init__(self, real: Any) -> None:
-        self.real = real
-        self.method, self.after, self.left = "", False, 0
-        self.error: BaseException = RuntimeError()
-
-    def arm(self, method: str, call: int, error: BaseException, after: bool) -> None:
-        """The ``call``-th call of ``method`` from now on fails."""
-        self.method, self.left, self.error, self.after = method, call, error, after
-
-    def __getattr__(self, name: str) -> Any:
-        found = getattr(self.real, name)
-        if name != self.method:
-            return found
-
-        def called(*args: Any) -> Any:
-            self.left -= 1
-            if self.left == 0 and not self.after:
-                raise self.error
-            result = found(*args)
-            if self.left == 0:
-                raise self.error
-            return result
-
-        return called
-
-
-def on(backend: Any, model: Model, policy: Policy, **others: Any) -> Session:
-    settings = replace(CALM, policy=policy, **others)
-    return Session(model.manifest, model.bundle.profile("ort-cpu"), backend, settings)
-
-
-def states(session: Session) -> list[bytes]:
-    return [array.tobytes() for array in session.state.states[session.state.turn]]
-
-
-def assert_equal(found: Result, expected: Result) -> None:
-    """Bit for bit."""
-    assert np.array_equal(found.output, expected.output)
-    assert (found.residual, found.iterations) == (expected.residual, expected.iterations)
-    assert found.warm == expected.warm
 
 
 # A backend that fails in the middle of a frame
@@ -192,134 +131,6 @@ def test_a_frame_that_opencv_cannot_resize_leaves_the_state_alone(
         with pytest.raises(SessionError, match="could not be answered: ValueError"):
             session(blobs(1, (48, 80)))
     assert session(blobs(1, (48, 80))).warm
-
-
-# Models and sessions that are closed
-
-
-@by_policy
-def test_a_session_of_a_closed_model_says_so_and_can_be_closed(
-    segmenter_bundle: Path, policy: Policy
-) -> None:
-    opened = Model(segmenter_bundle, replace(CALM, policy=policy), threads=1)
-    session, fresh = opened.session(), opened.session()
-    session(blobs(0))
-    opened.close()
-    for one in (session, fresh, session):
-        with pytest.raises(SessionError, match="model is closed"):
-            one(blobs(0))
-    with pytest.raises(SessionError, match="model is closed"):
-        opened.session()
-    session.close()
-    with pytest.raises(SessionError, match="session is closed"):
-        session(blobs(0))
-
-
-@pytest.mark.parametrize("method", ["inject", "advance", "readout"])
-def test_a_model_closed_in_the_middle_of_a_frame(segmenter_bundle: Path, method: str) -> None:
-    class Closing(Failing):
-        def __getattr__(self, name: str) -> Any:
-            found = getattr(self.real, name)
-            if name == method and self.left:
-                self.left = 0
-                self.real.close()
-            return found
-
-    opened = Model(segmenter_bundle, CALM, threads=1)
-    backend = Closing(opened.backend)
-    session = on(backend, opened, POLICIES[1])
-    session(blobs(0))
-    backend.left = 1
-    for _ in range(2):
-        with pytest.raises(SessionError, match="model is closed"):
-            session(blobs(1))
-
-
-def test_everything_of_a_closed_session_says_so(model: Model) -> None:
-    session = model.session()
-    session(blobs(0))
-    session.close()
-    session.close()
-    for use in (lambda: session(blobs(0)), session.reset):
-        with pytest.raises(SessionError, match="session is closed; open a new one"):
-            use()
-
-
-def test_a_session_closed_by_another_thread_ends_its_frame_first(model: Model) -> None:
-    """The call that is under way is answered, the next one is told."""
-    started = threading.Event()
-
-    class Telling(Failing):
-        def __getattr__(self, name: str) -> Any:
-            if name == "advance":
-                started.set()
-            return getattr(self.real, name)
-
-    session = on(Telling(model.backend), model, UntilTolerance(NEVER, max_iterations=20))
-    results: list[Result] = []
-    thread = threading.Thread(target=lambda: results.append(session(blobs(0))))
-    thread.start()
-    assert started.wait(10)
-    session.close()
-    thread.join(30)
-    assert [result.iterations for result in results] == [20]
-    with pytest.raises(SessionError, match="closed"):
-        session(blobs(0))
-
-
-def test_a_stream_that_was_closed_gives_nothing_more(model: Model) -> None:
-    stream = model.stream([blobs(0), blobs(1), blobs(2)])
-    assert next(stream).index == 0
-    stream.close()  # type: ignore[attr-defined]
-    assert list(stream) == []
-
-
-# States of another model
-
-
-@pytest.mark.parametrize("whose", ["same bundle", "other bundle", "closed"])
-def test_only_a_backends_own_states_are_taken(
-    model: Model, segmenter_bundle: Path, classifier_bundle: Path, whose: str
-) -> None:
-    """One of the same bundle opened again, too: it is bound to that one's graphs."""
-    other = Model(classifier_bundle if whose == "other bundle" else segmenter_bundle, CALM)
-    theirs = other.session()
-    theirs(blobs(5, other.manifest.input.size))
-    if whose == "closed":
-        other.close()
-    state = theirs.state
-    before = state.image.tobytes(), states(theirs)
-    profile = model.bundle.profile("ort-cpu")
-    parts, rung = profile.parts[0], profile.rungs[0]
-    image = blobs(0)[..., ::-1]
-    backend: Any = model.backend
-    calls: list[Callable[[], Any]] = [
-        lambda: backend.run(rung, image, state),
-        lambda: backend.inject(parts, image, state),
-        lambda: backend.advance(parts.advance[0], state),
-        lambda: backend.readout(parts, state),
-    ]
-    for call in calls:
-        with pytest.raises(SessionError, match=r"no state of this model; make one with new_state"):
-            call()
-    assert (state.image.tobytes(), states(theirs)) == before
-    other.close()
-
-
-@by_policy
-def test_a_session_that_was_given_another_models_state_says_so(
-    model: Model, segmenter_bundle: Path, policy: Policy
-) -> None:
-    with Model(segmenter_bundle, CALM) as other:
-        session = on(model.backend, model, policy)
-        session(blobs(0))
-        own = session.state
-        for state in (other.session().state, None, object()):
-            session.state = state
-            with pytest.raises(SessionError, match=r"no state of this model|could not be answered"):
-                session(blobs(1))
-        session.state = own
-        assert session(blobs(1)).cold == "failed"
 
 
 # Frames of another type or layout

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import threading
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -13,26 +11,12 @@ import cv2
 import numpy as np
 import onnxruntime as ort
 import pytest
-from streams import CALM, SIZE, Picture, assert_same, blobs
+from streams import CALM, SIZE, assert_same, calm, vivid
 
-import edge_mdeq
-from edge_mdeq.bundle import Rung
 from edge_mdeq.errors import BundleError, ConfigError, FrameError, SessionError
-from mdeq_runtime import FixedIterations, Frame, Model, Result, Session, SessionSettings
-from mdeq_runtime.backends import Answer
+from mdeq_runtime import FixedIterations, Frame, Model, Session, SessionSettings
 
 Copy = Callable[[Path], Path]
-
-
-def calm(warm: int | None = None, cold: int | None = None, **others: Any) -> SessionSettings:
-    """``CALM`` with fixed counts; ``warm`` 0: every frame is cold."""
-    policy = FixedIterations(warm or None, cold or 0)
-    return replace(CALM, policy=policy, carry=warm != 0, **others)
-
-
-def picture(seed: int, size: tuple[int, int] = SIZE) -> Picture:
-    """With the channels far apart, so that RGB taken for BGR would show."""
-    return blobs(seed, size, blue=4)
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +43,7 @@ def test_a_cold_frame_is_what_the_graph_says_of_its_rgb_pixels(
     model: Model, segmenter_bundle: Path
 ) -> None:
     """Against ONNX Runtime used directly, without bindings or carried buffers."""
-    frame = picture(0)
+    frame = vivid(0)
     graph = ort.InferenceSession(
         str(segmenter_bundle / "graphs" / "ort-cpu" / "solve-k4.onnx"),
         providers=["CPUExecutionProvider"],
@@ -83,15 +67,15 @@ def test_a_cold_frame_is_what_the_graph_says_of_its_rgb_pixels(
 @pytest.mark.parametrize("frames", [2, 5])
 def test_warm_frames_of_a_still_picture_are_one_long_solve(model: Model, frames: int) -> None:
     session = model.session(calm(cold=2, warm=2))
-    results = [session(picture(1)) for _ in range(frames)]
+    results = [session(vivid(1)) for _ in range(frames)]
     assert [result.warm for result in results] == [False] + [True] * (frames - 1)
     assert [result.iterations for result in results] == [2] * frames
-    assert_same(results[-1], model.session(calm(cold=2 * frames, warm=0))(picture(1)))
+    assert_same(results[-1], model.session(calm(cold=2 * frames, warm=0))(vivid(1)))
 
 
 def test_a_still_picture_converges(classifier: Model) -> None:
     """The classifier's f contracts; each warm frame brings it nearer, however loose it began."""
-    frame = picture(1, (32, 32))
+    frame = vivid(1, (32, 32))
     with classifier.session(replace(CALM, policy=FixedIterations(2, tol=0.02))) as session:
         results = [session(frame) for _ in range(20)]
     assert results[0].residual > 0.02 > results[-1].residual
@@ -100,23 +84,23 @@ def test_a_still_picture_converges(classifier: Model) -> None:
 
 def test_a_changed_picture_starts_from_the_carried_state(model: Model) -> None:
     session = model.session(calm(cold=4, warm=1))
-    session(picture(1))
-    warm = session(picture(2))
-    cold = model.session(calm(cold=1, warm=0))(picture(2))
+    session(vivid(1))
+    warm = session(vivid(2))
+    cold = model.session(calm(cold=1, warm=0))(vivid(2))
     assert warm.warm
     assert warm.residual != pytest.approx(cold.residual, rel=1e-2)
 
 
 def test_without_warm_start_every_frame_stands_alone(model: Model) -> None:
     session = model.session(calm(cold=2, warm=0))
-    first, _, third = (session(picture(seed)) for seed in (1, 2, 1))
+    first, _, third = (session(vivid(seed)) for seed in (1, 2, 1))
     assert np.array_equal(first.output, third.output)
     assert third.reason == "warm start is off"
     assert (third.warm, third.iterations) == (False, 2)
 
 
 def test_a_call_of_the_model_is_always_cold(model: Model) -> None:
-    first, _, third = (model(picture(seed)) for seed in (3, 4, 3))
+    first, _, third = (model(vivid(seed)) for seed in (3, 4, 3))
     assert not third.warm
     assert third.iterations == 4
     assert np.array_equal(first.output, third.output)
@@ -127,61 +111,61 @@ def test_a_call_of_the_model_is_always_cold(model: Model) -> None:
 
 def test_the_first_frame_is_cold_and_the_next_is_warm(model: Model) -> None:
     session = model.session()
-    first, second = session(picture(0)), session(picture(0))
+    first, second = session(vivid(0)), session(vivid(0))
     assert (first.warm, first.reason, first.iterations) == (False, "first frame", 4)
     assert (second.warm, second.reason, second.iterations) == (True, "", 2)
 
 
 def test_a_reset_forgets_the_state_and_says_why(model: Model) -> None:
     session = model.session()
-    first = session(picture(0))
-    session(picture(5))
+    first = session(vivid(0))
+    session(vivid(5))
     session.reset("the lights went out")
-    again = session(picture(0))
+    again = session(vivid(0))
     assert (again.warm, again.reason) == (False, "reset: the lights went out")
     assert np.array_equal(again.output, first.output)
     assert again.residual == first.residual
-    assert session(picture(0)).warm
+    assert session(vivid(0)).warm
 
 
 def test_another_frame_size_starts_cold(model: Model) -> None:
     session = model.session()
-    session(picture(0))
-    other = session(picture(0, (48, 80)))
+    session(vivid(0))
+    other = session(vivid(0, (48, 80)))
     assert not other.warm
     assert other.reason == "reset: frame size changed from (64, 96) to (48, 80)"
-    assert session(picture(0, (48, 80))).warm
+    assert session(vivid(0, (48, 80))).warm
 
 
 def test_a_warm_solve_that_ends_badly_is_done_again_from_cold(model: Model) -> None:
     strict = model.session(replace(CALM, restart_above=1e-6))
-    strict(picture(0))
-    found = strict(picture(1))
+    strict(vivid(0))
+    found = strict(vivid(1))
     assert not found.warm
     assert found.reason.startswith("reset: residual 0.")
     assert found.iterations == 2 + 4, "the frame pays for both"
-    assert_same(found, model(picture(1)))
+    assert_same(found, model(vivid(1)))
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_a_poisoned_state_is_dropped(model: Model, value: float) -> None:
     session = model.session(calm(warm=1))
-    session(picture(0))
+    session(vivid(0))
     poke(session, value)
-    found = session(picture(1))
+    found = session(vivid(1))
     assert (found.warm, found.reason) == (False, "reset: non-finite state")
     assert found.iterations == 1 + 4
-    assert_same(found, model(picture(1)))
-    assert session(picture(1)).warm
+    assert_same(found, model(vivid(1)))
+    assert session(vivid(1)).warm
 
 
 def test_a_poisoned_state_never_reaches_an_answer(model: Model) -> None:
     """Whichever number of evaluations meets it."""
     for warm in (1, 2, 4):
         session = model.session(calm(warm=warm))
-        session(picture(0))
+        session(vivid(0))
         poke(session, float("nan"))
-        found = session(picture(1))
+        found = session(vivid(1))
         assert np.isfinite(found.residual)
         for state in session.state.states[session.state.turn]:
             assert np.isfinite(state).all()
@@ -191,14 +175,14 @@ def test_nan_from_a_cold_start_is_an_error_and_not_an_answer(
     model: Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     session = model.session(calm(cold=1, warm=1))
-    session(picture(0))
+    session(vivid(0))
     state = session.state
     with monkeypatch.context() as patch:
         patch.setattr(state, "reset", lambda: state.states[state.turn][0].fill(np.nan))
         session.reset()
         with pytest.raises(SessionError, match=r"frame 7: .* NaN or infinity from a cold start"):
-            session(Frame(picture(0), 7, 0.0))
-    found = session(picture(0))
+            session(Frame(vivid(0), 7, 0.0))
+    found = session(vivid(0))
     assert (found.warm, found.reason) == (False, "reset: non-finite state")
     assert np.isfinite(found.residual)
 
@@ -223,13 +207,13 @@ def test_masks_have_the_size_of_their_frames(model: Model, fit: Any, size: tuple
 
 
 def test_confidence_comes_only_on_request(model: Model) -> None:
-    assert model.session()(picture(0)).confidence is None
+    assert model.session()(vivid(0)).confidence is None
 
 
 def test_scores_sum_to_one(classifier: Model) -> None:
     session = classifier.session()
     for size in ((32, 32), (90, 41)):
-        found = session(picture(0, size))
+        found = session(vivid(0, size))
         assert found.output.shape == (5,)
         assert found.output.dtype == np.float32
         assert found.output.sum() == pytest.approx(1.0, abs=1e-5)
@@ -238,7 +222,7 @@ def test_scores_sum_to_one(classifier: Model) -> None:
 
 
 def test_a_result_knows_its_frame_and_its_times(model: Model) -> None:
-    found = model.session()(Frame(picture(0), 12, 3.5))
+    found = model.session()(Frame(vivid(0), 12, 3.5))
     assert (found.index, found.timestamp) == (12, 3.5)
     assert set(found.times) == {"fit", "solve", "restore"}
     assert min(found.times.values()) >= 0
@@ -251,9 +235,9 @@ def test_a_result_is_not_overwritten_by_the_next_frame(
 ) -> None:
     opened: Model = request.getfixturevalue(kind)
     session = opened.session(replace(CALM, confidence=True))
-    first = session(picture(1, opened.manifest.input.size))
+    first = session(vivid(1, opened.manifest.input.size))
     kept = first.output.copy(), None if first.confidence is None else first.confidence.copy()
-    second = session(picture(2, opened.manifest.input.size))
+    second = session(vivid(2, opened.manifest.input.size))
     assert not np.array_equal(first.output, second.output)
     assert np.array_equal(first.output, kept[0])
     if kept[1] is not None:
@@ -261,7 +245,7 @@ def test_a_result_is_not_overwritten_by_the_next_frame(
 
 
 def test_a_frame_is_left_as_it_is(model: Model) -> None:
-    frame = picture(1)
+    frame = vivid(1)
     frame.flags.writeable = False
     before = frame.copy()
     model.session()(frame)
@@ -285,10 +269,10 @@ def test_a_frame_is_left_as_it_is(model: Model) -> None:
 )
 def test_a_bad_frame_is_refused_and_the_stream_goes_on(model: Model, bad: Any) -> None:
     session = model.session()
-    session(picture(0))
+    session(vivid(0))
     with pytest.raises(FrameError):
         session(bad)
-    assert session(picture(0)).warm
+    assert session(vivid(0)).warm
 
 
 def test_counts_that_the_ladder_cannot_make_are_refused(model: Model) -> None:
@@ -314,75 +298,25 @@ def test_senseless_settings_are_refused(wrong: dict[str, Any]) -> None:
 
 def test_a_closed_session_says_so(model: Model) -> None:
     with model.session() as session:
-        session(picture(0))
+        session(vivid(0))
     session.close()
     with pytest.raises(SessionError, match="closed"):
-        session(picture(0))
-    assert model.session()(picture(0)).output.shape == SIZE
+        session(vivid(0))
+    assert model.session()(vivid(0)).output.shape == SIZE
 
 
 def test_nothing_runs_after_the_model_is_closed(segmenter_bundle: Path) -> None:
     opened = Model(segmenter_bundle, CALM)
     session = opened.session()
-    session(picture(0))
+    session(vivid(0))
     opened.close()
     opened.close()
     with pytest.raises(SessionError, match="closed"):
-        session(picture(0))
+        session(vivid(0))
     with pytest.raises(SessionError, match="closed"):
-        opened(picture(0))
+        opened(vivid(0))
     with pytest.raises(SessionError, match="closed"):
-        next(opened.stream([picture(0)]))
-
-
-# Sessions side by side
-
-
-def test_two_sessions_share_graphs_but_no_state(model: Model) -> None:
-    alone = model.session()
-    expected = [alone(picture(seed)) for seed in (1, 2, 3)]
-    one, other = model.session(), model.session()
-    found = []
-    for seed in (1, 2, 3):
-        found.append(one(picture(seed)))
-        other(picture(seed + 10))
-    for a, b in zip(found, expected, strict=True):
-        assert np.array_equal(a.output, b.output)
-        assert a.residual == b.residual
-        assert a.warm == b.warm
-
-
-def test_calls_from_two_threads_take_turns(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
-    session = model.session(calm(cold=2, warm=2))
-    inside, most = 0, 0
-    residuals: list[float] = []  # in the order of the runs
-    run = model.backend.run
-
-    def counted(rung: Rung, image: Picture, state: Any) -> Answer:
-        nonlocal inside, most
-        inside += 1
-        most = max(most, inside)
-        time.sleep(0.002)  # lets the other thread in, if anything does
-        answer = run(rung, image, state)
-        residuals.append(answer.residual)
-        inside -= 1
-        return answer
-
-    monkeypatch.setattr(model.backend, "run", counted)
-    results: list[Result] = []
-    threads = [
-        threading.Thread(target=lambda: results.extend(session(picture(1)) for _ in range(5)))
-        for _ in range(2)
-    ]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(timeout=30)
-    assert most == 1
-    assert sum(not result.warm for result in results) == 1
-    alone = [model.session(calm(cold=2 * n, warm=0)) for n in (1, 5, 10)]
-    expected = [session(picture(1)).residual for session in alone]
-    assert [residuals[0], residuals[4], residuals[9]] == pytest.approx(expected, rel=1e-2)
+        next(opened.stream([vivid(0)]))
 
 
 # What is loaded
@@ -417,7 +351,7 @@ def test_an_altered_graph_is_never_used(segmenter_bundle: Path, own_copy: Copy) 
     with Model(path, CALM) as opened:
         with pytest.raises(BundleError, match=r"solve-k2\.onnx does not have the SHA-256"):
             opened.session(calm(cold=2))
-        assert opened.session(calm(cold=1, warm=1))(picture(0)).iterations == 1
+        assert opened.session(calm(cold=1, warm=1))(vivid(0)).iterations == 1
 
 
 def test_a_missing_graph_is_named(segmenter_bundle: Path, own_copy: Copy) -> None:
@@ -428,58 +362,3 @@ def test_a_missing_graph_is_named(segmenter_bundle: Path, own_copy: Copy) -> Non
         pytest.raises(BundleError, match=r"solve-k4\.onnx is missing"),
     ):
         opened.session(calm(cold=4, warm=0))
-
-
-# Streams
-
-
-def test_a_stream_of_frames_answers_each_in_order(model: Model) -> None:
-    frames = [picture(seed) for seed in range(4)]
-    found = list(model.stream(iter(frames)))
-    assert [result.index for result in found] == [0, 1, 2, 3]
-    assert [result.warm for result in found] == [False, True, True, True]
-    session = model.session()
-    for result, frame in zip(found, frames, strict=True):
-        assert np.array_equal(result.output, session(frame).output)
-
-
-def test_a_stream_reads_a_video_file(model: Model, tmp_path: Path) -> None:
-    path = tmp_path / "clip.avi"
-    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"MJPG"), 10.0, (80, 48))
-    for seed in range(5):
-        writer.write(picture(seed, (48, 80)))
-    writer.release()
-    found = list(model.stream(str(path)))
-    assert [result.index for result in found] == list(range(5))
-    assert [result.timestamp for result in found] == pytest.approx(
-        [0.0, 0.1, 0.2, 0.3, 0.4], abs=0.01
-    )
-    assert {result.output.shape for result in found} == {(48, 80)}
-    assert sum(result.warm for result in found) == 4
-
-
-def test_two_streams_of_one_model_do_not_meet(model: Model) -> None:
-    frames = [picture(seed) for seed in range(3)]
-    one, other = model.stream(frames), model.stream(frames)
-    for a, b in zip(one, other, strict=True):
-        assert np.array_equal(a.output, b.output)
-        assert a.warm == b.warm
-
-
-def test_load_is_the_same_door(segmenter_bundle: Path) -> None:
-    with edge_mdeq.load(str(segmenter_bundle), settings=CALM, threads=1) as opened:
-        assert isinstance(opened, Model)
-        assert opened.labels == ("road", "sky", "tree", "car")
-        assert opened(picture(0)).output.shape == SIZE
-    with pytest.raises(BundleError, match="does not exist"):
-        edge_mdeq.load("nowhere.mdeq")
-
-
-def test_a_warm_start_never_crosses_a_reconnect(model: Model) -> None:
-    image = blobs(3)
-    with model.session() as session:
-        found = [session(Frame(image, i, 0.0, 0.0, epoch)) for i, epoch in enumerate((0, 0, 1, 1))]
-    assert [result.warm for result in found] == [False, True, False, True]
-    assert found[2].cold == "reconnect"
-    assert found[2].reason == "reset: the source was opened again"
-    assert_same(found[2], found[0])

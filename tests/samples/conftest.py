@@ -1,4 +1,4 @@
-"""The samples are scripts: their folder is not a package, it goes onto the path."""
+"""The samples are scripts: their folder goes onto the path, and that of these tests' helpers."""
 
 from __future__ import annotations
 
@@ -6,3 +6,4 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "samples"))
+sys.path.insert(0, str(Path(__file__).parent))

@@ -7,9 +7,13 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
+
+if TYPE_CHECKING:
+    from tuning import Trained
 
 sys.path.insert(0, str(Path(__file__).parent))  # for what several files here share
 
@@ -33,3 +37,34 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
         pytest.skip("mounting a file system of its own needs root")
     yield path
     subprocess.run(["umount", str(path)], check=True)
+
+
+@pytest.fixture(scope="session")
+def segmenter(tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    """A segmenter's weights that may be tuned, and the data that they were trained on."""
+    from tiny_data import write_camvid
+    from tiny_training import SEGMENTER
+    from tuning import train_on
+
+    root = tmp_path_factory.mktemp("segmenter")
+    data = write_camvid(root / "data")
+    return train_on(SEGMENTER, data, root / "run"), data
+
+
+@pytest.fixture(scope="session")
+def classifier(tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    """The same of a classifier."""
+    from tiny_data import write_folder
+    from tiny_training import CLASSIFIER
+    from tuning import train_on
+
+    root = tmp_path_factory.mktemp("classifier")
+    data = write_folder(root / "data")
+    return train_on(CLASSIFIER, data, root / "run"), data
+
+
+@pytest.fixture(params=["segmenter", "classifier"])
+def trained(request: pytest.FixtureRequest) -> Trained:
+    """Weights of either task and their data."""
+    made: Trained = request.getfixturevalue(request.param)
+    return made
