@@ -106,7 +106,10 @@ def test_a_service_from_its_start_to_its_stop(
     assert (done["level"], done["done"], done["place"]) == ("info", True, str(bundle))
     assert (failed["level"], failed["done"]) == ("warning", False)
     assert "does not exist" in failed["message"]
-    assert "cold_start" not in names, "the new bundle goes on from what it found beforehand"
+    cold = [entry for entry in told if entry["event"] == "cold_start"]
+    assert all({"kind", "frame", "residual"} <= entry.keys() for entry in cold)
+    kinds = {entry["kind"] for entry in cold}
+    assert "reload" not in kinds, "the new bundle goes on from what it found beforehand"
     stop = next(entry for entry in told if entry["event"] == "stop")
     lines = [json.loads(line) for line in log.read_text().splitlines()]
     assert abs(len(lines) - stop["frames"]) <= 1, "the last one may have been written only"
