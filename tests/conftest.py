@@ -129,12 +129,12 @@ def classifier_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def export_once(weights: Path) -> Path:
-    from quick_exports import two_images
+    from quick_exports import traced_once, two_images
 
     from mdeq_export import ExportSettings, export_bundle
 
     out = weights.parent / f"{weights.stem}.mdeq"
-    with two_images():
+    with two_images(), traced_once():
         export_bundle(weights, out, ExportSettings(iterations=RUNGS))
     return out
 

@@ -49,13 +49,13 @@ def with_history(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Model]:
     """The same weights under a solver that remembers earlier iterates."""
-    from quick_exports import two_images
+    from quick_exports import traced_once, two_images
 
     from mdeq_export import ExportSettings, export_bundle
 
     solver, m = request.param
     path = tmp_path_factory.mktemp("history") / f"{solver}.mdeq"
-    with two_images():
+    with two_images(), traced_once():
         export_bundle(
             segmenter_weights, path, ExportSettings((1, 2, 4, 6), solver, solver_settings={"m": m})
         )

@@ -33,13 +33,13 @@ def plain(segmenter_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> B
 @pytest.fixture(scope="session")
 def anderson(segmenter_weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     """The segmenter under a solver with a history."""
-    from quick_exports import two_images
+    from quick_exports import traced_once, two_images
 
     from mdeq_export import ExportSettings, export_bundle
 
     out = tmp_path_factory.mktemp("trt") / "exported.mdeq"
     settings = ExportSettings(iterations=(2,), solver="anderson", solver_settings={"m": 3})
-    with two_images():
+    with two_images(), traced_once():
         export_bundle(segmenter_weights, out, settings)
     return for_every_version(out, out.with_name("anderson.mdeq"))
 
