@@ -1,9 +1,9 @@
 """NVIDIA's own parser and compiler take every graph, for two generations of GPUs.
 
 The graphs of the sample models in the lowering for RTX; those of the smallest in both precisions,
-and in the lowering for TensorRT before 10.9, too. Not all of them in depth: four evaluations have no
-operator that one has not. Of ImageNet-small those whose size is of interest. The table at the end of the run has times and
-sizes; ``benchmarks/rtx_build.py`` prints it for everything.
+and in the lowering for TensorRT before 10.9, too. Not all of them in depth: four evaluations have
+no operator that one has not. Of ImageNet-small those whose size is of interest. The table at the
+end of the run has times and sizes; ``benchmarks/rtx_build.py`` prints it for everything.
 """
 
 from __future__ import annotations
