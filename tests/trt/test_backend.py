@@ -92,6 +92,23 @@ def test_an_answer_outlives_the_model(plain: Bundle, ten: TensorRT, open_backend
     assert np.array_equal(answer.output, kept)
 
 
+def test_each_graph_takes_its_turn(plain: Bundle, ten: TensorRT, open_backend: Open) -> None:
+    """By which a new bundle is tried out between the frames of the present one."""
+    backend, ran = open_backend(plain, ten), []
+
+    class Turn:
+        def __enter__(self) -> None:
+            self.before = ten.count("IExecutionContext.execute_async_v3")
+
+        def __exit__(self, *exc: object) -> None:
+            ran.append(ten.count("IExecutionContext.execute_async_v3") - self.before)
+
+    backend.turn = Turn()
+    with session(backend, plain, PROFILE, POLICIES["tolerance"]) as stream:
+        result = stream(FRAMES[0])
+    assert ran == [1] * (result.iterations + 2), "injection, evaluations, readout"
+
+
 # What crosses, and what is allocated
 
 
