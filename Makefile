@@ -4,6 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 DEVICE := .venv-device
+# Tests start hundreds of processes: what Python has compiled for one is there for the next.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: bench clean contracts demo demo-device fuzz help lint pytest soak test test-arm64 test-gpu
 .PHONY: test-pythons types wheel

@@ -19,31 +19,9 @@ from edge_mdeq.config import ModelCard, decode_card, encode_card, read_card
 from edge_mdeq.errors import ConfigError, WeightsError
 from edge_mdeq.files import make_folder, replacing
 from edge_mdeq.model import MDEQ
+from edge_mdeq.weights_path import resolve_weights
 
 __all__ = ["load_card", "load_weights", "resolve_weights", "save_weights"]
-
-
-def resolve_weights(path: Path) -> tuple[Path, Path]:
-    """The ``.safetensors`` and ``.json`` that ``path`` (the former, or their folder) names.
-
-    Raises:
-        WeightsError: nothing there, another kind of file, or a folder with none or several.
-    """
-    if os.path.isdir(path):
-        found = sorted(path.glob("*.safetensors"))
-        if len(found) != 1:
-            names = ", ".join(p.name for p in found) or "none"
-            raise WeightsError(f"{path} should hold exactly one .safetensors file, found: {names}")
-        path = found[0]
-    if path.suffix != ".safetensors":
-        raise WeightsError(
-            f"{path} is not a .safetensors file; checkpoints of other formats (.pkl, .pth) are "
-            f"never loaded as they are, bring it in first: edge-mdeq import {path} -o "
-            f"{path.with_name(path.name.split('.')[0] + '.safetensors')}"
-        )
-    if not os.path.isfile(path):
-        raise WeightsError(f"weights file {path} does not exist")
-    return path, path.with_suffix(".json")
 
 
 def load_weights(path: Path) -> tuple[MDEQ, ModelCard]:

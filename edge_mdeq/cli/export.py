@@ -11,6 +11,7 @@ import typer
 
 from edge_mdeq.cli.console import busy, next_step, stop_by_signals
 from edge_mdeq.errors import require
+from edge_mdeq.weights_path import resolve_weights
 
 __all__ = ["export", "is_target"]
 
@@ -97,6 +98,7 @@ def export(
     quiet: bool = typer.Option(False, "--quiet", "-q", help="No progress."),
 ) -> None:
     """Export weights to a deployment bundle, and verify it."""
+    resolve_weights(weights)  # before torch is imported, which takes seconds
     for module in ("torch", "onnx", "onnx_ir", "onnxscript", "onnxruntime"):
         require(module, "export", "exporting a model")
     from edge_mdeq.cli.tables import parity_table, print_table, solvers_table

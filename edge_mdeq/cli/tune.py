@@ -10,6 +10,7 @@ import typer
 from edge_mdeq.cli.console import fail, next_step
 from edge_mdeq.cli.progress import first_rank, training_bar
 from edge_mdeq.errors import require
+from edge_mdeq.weights_path import resolve_weights
 
 if TYPE_CHECKING:
     from edge_mdeq.training.tune import TuneReport
@@ -58,6 +59,7 @@ def tune(
     precision: str = typer.Option("32-true", help="As Lightning Fabric names it."),
 ) -> None:
     """Fine-tune weights so that few iterations suffice; their converged answer teaches them."""
+    resolve_weights(weights)  # before torch is imported, which takes seconds
     for module in ("torch", "lightning_fabric"):
         require(module, "train", "tuning")
     require("matplotlib", "export", "plotting what tuning changed")

@@ -33,6 +33,16 @@ assert "export" in text.getvalue()
 """
 
 
+GONE = """
+import contextlib, io
+import edge_mdeq.cli
+sys.argv = ["edge-mdeq", "{verb}", "gone.safetensors", {arguments}]
+with contextlib.redirect_stderr(io.StringIO()) as text, contextlib.suppress(SystemExit):
+    edge_mdeq.cli.main()
+assert "gone.safetensors does not exist" in text.getvalue()
+"""
+
+
 def probe(statement: str) -> tuple[list[str], float]:
     """The heavy modules that ``statement`` loaded, and the seconds that it took."""
     done = subprocess.run(
@@ -60,6 +70,15 @@ def probe(statement: str) -> tuple[list[str], float]:
 )
 def test_nothing_heavy_is_imported(statement: str) -> None:
     assert probe(statement)[0] == []
+
+
+@pytest.mark.parametrize(
+    ("verb", "arguments"),
+    [("export", '"-o", "x.mdeq"'), ("tune", '"--data", ".", "--iterations", "2", "-o", "x"')],
+)
+def test_weights_that_are_not_there_are_missed_at_once(verb: str, arguments: str) -> None:
+    pytest.importorskip("torch", reason="the verb needs it")
+    assert probe(GONE.format(verb=verb, arguments=arguments))[0] == []
 
 
 def test_the_probe_sees_a_heavy_import() -> None:
