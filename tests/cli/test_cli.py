@@ -248,6 +248,7 @@ def test_run_and_load_repeat_what_the_export_warned_of(
     assert done.stderr == "warning: segmenter: it does not converge\n"
 
 
+WEIGHTS = Path(__file__).parents[2] / "samples" / "models" / "camvid-nano"
 Refusal = Callable[[Path, Path], list[str | Path]]
 
 
@@ -274,7 +275,7 @@ Refusal = Callable[[Path, Path], list[str | Path]]
         (lambda b, d: ["inspect", d], "is not a bundle"),
         (lambda b, d: ["export", "gone.safetensors", "-o", "x.mdeq"], "does not exist"),
         (
-            lambda b, d: ["export", "w.safetensors", "-o", "x.mdeq", "--iterations", "2", "999"],
+            lambda b, d: ["export", WEIGHTS, "-o", "x.mdeq", "--iterations", "2", "999"],
             "iterations 999 is not in 1..256",
         ),
     ],

@@ -26,12 +26,14 @@ class Newest:
         self.looking = False
         self.frame: Frame | None = None
         self.there = threading.Event()
+        self.lock = threading.Lock()  # nothing is kept that comes just as somebody looks away
 
     def note(self, frame: Frame) -> None:
         """``frame`` was answered."""
-        if self.looking:
-            self.frame = frame
-            self.there.set()
+        with self.lock:
+            if self.looking:
+                self.frame = frame
+                self.there.set()
 
     @contextmanager
     def look(self) -> Iterator[None]:
@@ -41,8 +43,9 @@ class Newest:
         try:
             yield
         finally:
-            self.looking = False
-            self.frame = None
+            with self.lock:
+                self.looking = False
+                self.frame = None
 
 
 @contextmanager
