@@ -9,7 +9,7 @@ is no picture, and its first attempt to come back fails) is read by the same cod
 fast as frames are answered: a real RTSP server cannot be hurried, and is what ``--rtsp`` reads
 instead, killed and started again as often. Three viewers, in a process of their own, watch the live
 page; the bundle, a link that leads to one of two copies, is reloaded. Frames, losses and reloads
-are counted by frames, of which 15 are a second: 108,000 are two hours, with 40 losses and 20
+are counted by frames, of which 15 are a second: 108,000 are two hours, with 40 losses and 29
 reloads.
 
 Memory, descriptors and threads are sampled every ``--every`` frames, reloads are 100 frames behind:

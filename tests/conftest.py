@@ -105,9 +105,10 @@ def pytest_collection_finish() -> None:
     gc.freeze()
 
 
-def pytest_runtest_teardown() -> None:
+def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
     """A command that was tried in this process has let go of them."""
-    if gc.get_freeze_count() == 0:
+    another_file = nextitem is None or nextitem.path != item.path
+    if another_file and gc.get_freeze_count() == 0:  # which counts them
         gc.freeze()
 
 
