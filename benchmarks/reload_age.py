@@ -4,9 +4,8 @@
 
 ``test://`` at ``--rate`` frames per second and 256 x 192, through a bundle that is opened again
 every two seconds, from one of two copies in turn. Age is from capture to answer; the target for the
-oldest is two periods of the camera. The first frame after a reload starts cold, with as many
-evaluations as the first of all. The ages before the first reload are beside it: what the machine
-does to frames anyway. Exit code 1 if a frame was older than the target, or a reload failed.
+oldest is two periods of the camera. The ages before the first reload are beside it: what the
+machine does to frames anyway. Exit code 1 if a frame was older than the target, or a reload failed.
 """
 
 from __future__ import annotations

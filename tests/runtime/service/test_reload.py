@@ -74,15 +74,22 @@ def opened(link: Path, settings: SessionSettings = CALM) -> Iterator[ReloadableS
         yield session
 
 
-@pytest.fixture(autouse=True)
-def no_long_wait(monkeypatch: pytest.MonkeyPatch) -> None:
-    """For a picture, where there is no camera."""
-    monkeypatch.setattr(rehearsal, "PICTURE_S", 0.1)
+@pytest.fixture
+def no_camera(monkeypatch: pytest.MonkeyPatch) -> None:
+    """There is no picture to wait for."""
+    monkeypatch.setattr(rehearsal, "PICTURE_S", 0.01)
+
+
+@pytest.fixture
+def slow_camera(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a busy machine it may take a while."""
+    monkeypatch.setattr(rehearsal, "PICTURE_S", 20.0)
 
 
 # Between two frames
 
 
+@pytest.mark.usefixtures("no_camera")
 @pytest.mark.parametrize("good", [True, False])
 def test_a_reload_leaves_nothing_to_the_garbage_collector(
     link: Path, segmenter_bundle: Path, tmp_path: Path, good: bool
@@ -103,6 +110,7 @@ def test_a_reload_leaves_nothing_to_the_garbage_collector(
             gc.enable()
 
 
+@pytest.mark.usefixtures("no_camera")
 def test_without_a_camera_the_next_frame_starts_cold(
     link: Path, segmenter_bundle: Path, tmp_path: Path
 ) -> None:
@@ -123,6 +131,7 @@ def test_without_a_camera_the_next_frame_starts_cold(
     assert first.residual == pytest.approx(before[0].residual)
 
 
+@pytest.mark.usefixtures("no_camera")
 def test_a_policy_that_was_changed_meanwhile_stays(link: Path) -> None:
     with opened(link) as session:
         session.use(FixedIterations(4))
@@ -131,6 +140,7 @@ def test_a_policy_that_was_changed_meanwhile_stays(link: Path) -> None:
         assert session(blobs(1)).iterations == 4
 
 
+@pytest.mark.usefixtures("no_camera")
 def test_the_old_model_is_let_go_of(link: Path) -> None:
     changes: list[Model | None] = []
     with ReloadableSession(link, Model(link, CALM), changes.append) as session:
@@ -215,6 +225,7 @@ class Watched:
             time.sleep(0.01)
 
 
+@pytest.mark.usefixtures("slow_camera")
 @pytest.mark.clock
 def test_frames_are_late_for_no_reload_good_or_bad(
     link: Path, segmenter_bundle: Path, classifier_bundle: Path, tmp_path: Path,
@@ -242,6 +253,7 @@ def test_frames_are_late_for_no_reload_good_or_bad(
     assert ages.max() < 2 * 1000 / FPS
 
 
+@pytest.mark.usefixtures("slow_camera")
 def test_what_is_tried_out_takes_turns_with_the_frames(
     link: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -282,6 +294,7 @@ def test_what_is_tried_out_takes_turns_with_the_frames(
     assert most == 1
 
 
+@pytest.mark.usefixtures("slow_camera")
 def test_a_new_model_goes_on_from_the_newest_picture(
     link: Path, segmenter_bundle: Path, tmp_path: Path
 ) -> None:
@@ -309,6 +322,7 @@ def test_a_new_model_goes_on_from_the_newest_picture(
     assert settled.residual < cold.residual
 
 
+@pytest.mark.usefixtures("no_camera")
 def test_frames_are_whole_while_models_come_and_go(link: Path, segmenter_bundle: Path) -> None:
     """Frames as fast as they go, policies too, and a reload at any moment between them."""
     image = blobs(3)
