@@ -29,9 +29,7 @@ HERE_TOO = "not clock and not gpu and not device and not arm64 and not fuzz and 
 NOT_HERE = (  # of the device half
     # what a process holds, which here is QEMU's, with all code that it has translated
     "test_growth.py", "test_memory.py", "test_memory_limit.py", "test_ort_memory.py",
-    "test_soak.py", "service/test_reload.py::test_where_both_do_not_fit",
-    "service/test_reload.py::test_the_old_one_is_loaded_again",
-    "service/test_reload.py::test_what_could_not_be_loaded_again",
+    "test_soak.py", "service/test_reload_memory.py",
     # the sample bundle for many minutes; its answers are compared
     "test_bench.py::test_the_sample_bundle_is_measured",
 )  # fmt: skip
