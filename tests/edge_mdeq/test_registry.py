@@ -163,22 +163,6 @@ def test_it_freezes_to_the_same_function(entry: Entry, model: MDEQ, frozen: MDEQ
     assert max(relative(a, b) for a, b in zip(found_z, z, strict=True)) < 1e-4
 
 
-EXPORTED = {  # one of each structure (widths are in no operator), the narrowest and the largest
-    "cifar-tiny", "cifar-large", "imagenet-small-reg", "imagenet-nano", "imagenet-xl",
-    "clothing-small", "camvid-micro",
-}  # fmt: skip
-
-
-def structure(name: str) -> tuple[object, ...]:
-    """What decides an entry's operators."""
-    model = REGISTRY[name].model
-    return model.task, len(model.channels), model.downsample_times, model.post_norm_affine
-
-
-def test_every_structure_is_exported() -> None:
-    assert {structure(name) for name in EXPORTED} == {structure(name) for name in REGISTRY}
-
-
 TRACED: dict[Any, ir.Graph] = {}
 
 
@@ -193,11 +177,6 @@ def trace_once(module: nn.Module, args: tuple[object, ...], dynamic: bool = Fals
     return TRACED[key]
 
 
-@pytest.mark.parametrize(
-    "entry",
-    [pytest.param(name, marks=() if name in EXPORTED else pytest.mark.soak) for name in REGISTRY],
-    indirect=True,
-)
 def test_it_exports(
     entry: Entry, frozen: MDEQ, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 
 import numpy as np
+from numpy.typing import NDArray
 
 from mdeq_runtime.model import Model
 from mdeq_runtime.results import Frame
@@ -24,12 +25,12 @@ class Newest:
 
     def __init__(self) -> None:
         self.looking = False
-        self.frame: Frame | None = None
+        self.frame: Frame | NDArray[np.uint8] | None = None
         self.there = threading.Event()
         self.lock = threading.Lock()  # nothing is kept that comes just as somebody looks away
 
-    def note(self, frame: Frame) -> None:
-        """``frame`` was answered."""
+    def note(self, frame: Frame | NDArray[np.uint8]) -> None:
+        """``frame``, or a BGR image (h, w, 3) uint8, was answered."""
         with self.lock:
             if self.looking:
                 self.frame = frame

@@ -61,8 +61,6 @@ class ReloadableSession:
 
     def __call__(self, frame: Frame | NDArray[np.uint8]) -> Result:
         """Answer one frame; see ``Session``."""
-        if not isinstance(frame, Frame):
-            frame = Frame(frame, 0, 0.0)
         with self.answering:
             if self.lost is not None:
                 raise self.lost
