@@ -18,6 +18,7 @@ __all__ = ["FIT_MODES", "Fit", "FitMode", "Image", "fit_image", "plan_fit", "res
 
 Image: TypeAlias = NDArray[np.uint8]
 FitMode = Literal["stretch", "letterbox", "crop"]
+Method = Literal["area", "linear", "nearest"]
 
 FIT_MODES: tuple[FitMode, ...] = ("stretch", "letterbox", "crop")
 PAD_VALUE = 114  # mid grey, the convention of detectors' letterboxes
@@ -49,11 +50,12 @@ class Fit:
         indices = np.issubdtype(answer.dtype, np.integer)
         part = answer[top : top + height, left : left + width]
         f_top, f_left, f_height, f_width = self.source
-        part = resize(part, f_height, f_width, "nearest" if indices else "linear")
+        method: Method = "nearest" if indices else "linear"
         if (f_height, f_width) == self.frame:
-            return part
+            return resize(part, f_height, f_width, method)
         whole = np.full(self.frame, outside if indices else 0, dtype=answer.dtype)
-        whole[f_top : f_top + f_height, f_left : f_left + f_width] = part
+        seen = whole[f_top : f_top + f_height, f_left : f_left + f_width]
+        resize(part, f_height, f_width, method, out=seen)
         return whole
 
 
@@ -97,29 +99,36 @@ def resize(
     image: NDArray[np.generic],
     height: int,
     width: int,
-    method: Literal["area", "linear", "nearest"],
+    method: Method,
+    out: NDArray[np.generic] | None = None,
 ) -> NDArray[np.generic]:
     """Resize (h, w) or (h, w, C) to (height, width), of the same type.
 
     ``area`` averages to shrink and is linear to grow; ``nearest`` takes any type, and no OpenCV.
+    ``out``, of that size and type, takes the result; it may be a part of a larger array.
 
     Raises:
         MissingExtraError: OpenCV is not installed, and needed.
     """
     if image.shape[:2] == (height, width):
-        return image
+        if out is None:
+            return image
+        out[...] = image
+        return out
     if method == "nearest":
-        return np.take(
-            np.take(image, _nearest(image.shape[1], width), axis=1),
-            _nearest(image.shape[0], height),
-            axis=0,
-        )
+        wide = np.take(image, _nearest(image.shape[1], width), axis=1)
+        rows = _nearest(image.shape[0], height)
+        if out is None:
+            return np.take(wide, rows, axis=0)
+        for line, row in zip(out, rows, strict=True):  # take would make a whole copy first
+            line[...] = wide[row]
+        return out
     cv2 = require("cv2", "camera", "fitting frames to the model's size")
     grows = height > image.shape[0] or width > image.shape[1]
     code = cv2.INTER_AREA if method == "area" and not grows else cv2.INTER_LINEAR
     return cast(
         "NDArray[np.generic]",
-        cv2.resize(np.ascontiguousarray(image), (width, height), interpolation=code),
+        cv2.resize(np.ascontiguousarray(image), (width, height), out, interpolation=code),
     )
 
 

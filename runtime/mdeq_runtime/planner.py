@@ -106,10 +106,9 @@ def choices(
         single = min(parts.advance, key=lambda rung: rung.evaluations)
         forms["parts"] = [parts.inject, single.graph, parts.readout]
     height, width = frame or manifest.input.size
-    pixels = height * width * (1 + 4 * confidence)  # of a mask, and of its confidence
-    if manifest.output.kind == "scores":
-        pixels = 0
-    frames = beside + 3 * height * width + pixels
+    frames = beside + 3 * height * width
+    if manifest.output.kind != "scores":
+        frames += mask_bytes(manifest.input.size, (height, width), confidence)
     found: list[Choice] = []
     for form, graphs in forms.items():
         try:
@@ -128,6 +127,15 @@ def choices(
         )
         found.append(Choice(form, tuple(graphs), need))
     return found
+
+
+def mask_bytes(model: tuple[int, int], frame: tuple[int, int], confidence: bool) -> int:
+    """Of a mask and its confidence on their way from the model's (height, width) to the frame's."""
+    (rows, columns), (height, width) = model, frame
+    if model == frame:
+        return height * width * (1 + 4 * confidence)
+    halfway = rows * width  # as wide as the frame is
+    return height * width * (1 + 4 * confidence) + max(halfway, 4 * rows * columns * confidence)
 
 
 def buffer_bytes(manifest: Manifest, form: Form) -> int:

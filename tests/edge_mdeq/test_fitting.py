@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import tracemalloc
 from fractions import Fraction
 
 import numpy as np
@@ -11,6 +12,7 @@ from numpy.typing import NDArray
 
 from edge_mdeq.errors import ConfigError
 from edge_mdeq.fitting import FIT_MODES, PAD_VALUE, FitMode, fit_image, plan_fit, resize
+from mdeq_runtime.planner import mask_bytes
 
 WIDE, TALL, MODEL = (48, 96), (96, 48), (64, 64)
 
@@ -143,6 +145,31 @@ def test_unseen_pixels_of_a_score_map_are_zero() -> None:
     assert restored.dtype == np.float32
     assert (restored[:, 24:72] == 1).all()
     assert (restored[:, :24] == 0).all()
+
+
+@pytest.mark.parametrize("kind", [np.uint8, np.float32])
+def test_the_part_that_a_crop_saw_is_as_if_it_were_the_frame(kind: type[np.generic]) -> None:
+    answer = np.random.default_rng(0).integers(0, 200, MODEL).astype(kind)
+    restored = plan_fit(WIDE, MODEL, "crop").restore(answer)
+    np.testing.assert_array_equal(
+        restored[:, 24:72], plan_fit((48, 48), MODEL, "crop").restore(answer)
+    )
+
+
+@pytest.mark.parametrize("mode", FIT_MODES)
+def test_a_mask_on_its_way_to_the_frame_takes_what_the_planner_says(mode: FitMode) -> None:
+    """Itself, and one of the model's height and the frame's width."""
+    size = (540, 960)
+    fit, mask = plan_fit(size, MODEL, mode), np.zeros(MODEL, np.uint8)
+    fit.restore(mask)  # what is made once
+    tracemalloc.start()
+    try:
+        fit.restore(mask)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    predicted = mask_bytes(MODEL, size, confidence=False)
+    assert 0.9 * predicted < peak < predicted + 32_000  # the numbers of rows and columns
 
 
 def test_padding_never_reaches_the_restored_mask() -> None:
