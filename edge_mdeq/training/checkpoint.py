@@ -9,6 +9,7 @@ import torch
 
 from edge_mdeq.errors import WeightsError
 from edge_mdeq.files import replacing
+from edge_mdeq.training.interrupts import uninterrupted
 
 __all__ = ["load_checkpoint", "save_checkpoint"]
 
@@ -20,7 +21,7 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
         WeightsError: the disk is full or the folder not writable; the previous one survives.
     """
     try:
-        with replacing(path) as temporary, temporary.open("wb") as file:
+        with replacing(path) as temporary, temporary.open("wb") as file, uninterrupted():
             torch.save(state, file)
     except (OSError, RuntimeError) as error:
         cause = error.__context__ or error  # torch hides the system's reason behind its own

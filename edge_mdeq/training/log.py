@@ -13,6 +13,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from edge_mdeq.errors import TrainingError
 from edge_mdeq.files import write_atomic
+from edge_mdeq.training.interrupts import uninterrupted
 
 __all__ = ["RunLog", "writing"]
 
@@ -67,7 +68,7 @@ class RunLog:
     def close(self) -> None:
         """Write what is pending; a disk that is full has been reported before."""
         if self.out is not None:
-            with suppress(OSError):
+            with suppress(OSError), uninterrupted():
                 self.board.close()
 
 
@@ -83,9 +84,10 @@ def kept_lines(text: str, epochs: int) -> list[str]:
 
 @contextmanager
 def writing(out: Path) -> Iterator[None]:
-    """Turn what the operating system refuses into an error of ours."""
+    """Turn what the operating system refuses into an error of ours; Ctrl-C waits."""
     try:
-        yield
+        with uninterrupted():
+            yield
     except OSError as error:
         raise TrainingError(
             f"cannot write to {out} ({error.strerror or error}); the last checkpoint in it, if "

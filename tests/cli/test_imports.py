@@ -49,7 +49,7 @@ def probe(statement: str) -> tuple[list[str], float]:
         [sys.executable, "-c", PROBE.format(statement=statement, heavy=HEAVY)],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=120,
         check=False,
     )
     assert done.returncode == 0, done.stderr

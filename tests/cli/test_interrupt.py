@@ -52,7 +52,7 @@ def interrupt(
         for _ in range(times):
             process.send_signal(number)
             time.sleep(0.01)
-        _, err = process.communicate(timeout=30)
+        _, err = process.communicate(timeout=WAIT_S)
     finally:
         process.kill()
     assert process.returncode == 130, err

@@ -43,7 +43,7 @@ def test_processes_that_start_together_agree(tmp_path: Path) -> None:
         subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
         for _ in range(3)
     ]
-    assert len({process.communicate(timeout=60)[0] for process in running}) == 1
+    assert len({process.communicate(timeout=120)[0] for process in running}) == 1
 
 
 def foreign(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

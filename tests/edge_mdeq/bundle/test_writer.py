@@ -216,7 +216,7 @@ def kill_a_writer(bundle: Path, new: Path, moment: str) -> None:
         [sys.executable, "-c", KILLED, str(bundle), str(new), moment],
         env=os.environ | {"PYTHONPATH": package_root},
         check=False,
-        timeout=60,
+        timeout=120,
     )
     assert done.returncode == -signal.SIGKILL
 
