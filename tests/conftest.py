@@ -125,7 +125,9 @@ def own_signals() -> Iterator[None]:
     """Commands tried in this process take signals over; what they leave must not reach others."""
     numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     before = {number: signal.getsignal(number) for number in numbers}
+    hook = sys.unraisablehook
     yield
+    sys.unraisablehook = hook
     for number, handler in before.items():
         signal.signal(number, handler)
 

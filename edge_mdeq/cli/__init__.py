@@ -28,6 +28,7 @@ from edge_mdeq.cli import (
 )
 from edge_mdeq.cli.console import INTERRUPTED, fail, leave
 from edge_mdeq.cli.greedy import spread
+from edge_mdeq.cli.signals import insist
 from edge_mdeq.errors import EdgeMdeqError
 
 __all__ = ["app", "main"]
@@ -92,6 +93,7 @@ app.command("doctor")(doctor.doctor)
 def main() -> None:
     """Entry point: every error of ours is one message and exit code 1, without a traceback."""
     verb = sys.argv[1] if len(sys.argv) > 1 else ""
+    insist()
     try:
         app(args=spread(sys.argv[1:], GREEDY))
     except EdgeMdeqError as error:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shlex
-import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -21,7 +20,6 @@ __all__ = [
     "leave",
     "next_step",
     "quote",
-    "stop_by_signals",
 ]
 
 
@@ -60,25 +58,6 @@ def next_step(*command: str) -> None:
 def quote(*command: str) -> str:
     """A command as one would type it."""
     return shlex.join(command)
-
-
-def stop_by_signals() -> None:
-    """Let a service manager, or a lost terminal, end the work as Ctrl-C does: with whole files.
-
-    The first signal counts; what follows it is ignored, so that an impatient user does not lose the
-    video that is being finished. Called once there is something to lose: Python hears of signals
-    only between calls of libraries, and a source may take its time to open.
-    """
-    numbers = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
-
-    def stop(number: int, frame: object) -> None:
-        for each in numbers:
-            signal.signal(each, signal.SIG_IGN)
-        raise KeyboardInterrupt
-
-    for number in numbers:
-        if signal.getsignal(number) != signal.SIG_IGN:  # as under nohup
-            signal.signal(number, stop)
 
 
 @contextmanager

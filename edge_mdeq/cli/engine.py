@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from edge_mdeq.cli.console import next_step, stop_by_signals
+from edge_mdeq.cli.console import next_step
 from edge_mdeq.cli.run import choose_policy
 from edge_mdeq.cli.sign import REQUIRE_SIGNATURE, required
+from edge_mdeq.cli.signals import stop_by_signals
 from edge_mdeq.errors import ConfigError
 
 if TYPE_CHECKING:

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import typer
 
-from edge_mdeq.cli.console import busy, next_step, stop_by_signals
+from edge_mdeq.cli.console import busy, next_step
+from edge_mdeq.cli.signals import stop_by_signals
 from edge_mdeq.errors import require
 from edge_mdeq.weights_path import resolve_weights
 

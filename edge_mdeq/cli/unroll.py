@@ -8,7 +8,8 @@ import typer
 
 from edge_mdeq.bundle import Manifest
 from edge_mdeq.bundle.signature import SIGNATURE
-from edge_mdeq.cli.console import busy, next_step, stop_by_signals
+from edge_mdeq.cli.console import busy, next_step
+from edge_mdeq.cli.signals import stop_by_signals
 from edge_mdeq.errors import require
 
 __all__ = ["unroll"]
