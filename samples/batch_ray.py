@@ -31,8 +31,9 @@ from batch_items import Item, list_items, size_of
 
 import edge_mdeq
 from edge_mdeq.bundle.reader import MANIFEST, hash_file
-from edge_mdeq.cli.console import INTERRUPTED, quote, stop_by_signals
+from edge_mdeq.cli.console import INTERRUPTED, quote
 from edge_mdeq.cli.progress import counting_bar
+from edge_mdeq.cli.signals import stop_by_signals
 from edge_mdeq.errors import EdgeMdeqError, SinkError, require
 from edge_mdeq.files import replacing, write_atomic
 from mdeq_runtime import FixedIterations, Model, SessionSettings, UntilTolerance
