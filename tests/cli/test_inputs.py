@@ -61,6 +61,7 @@ def test_wrong_input_is_one_message_without_secrets(
     assert "hunter2" not in done.stdout + done.stderr
 
 
+@pytest.mark.clock
 def test_a_camera_that_never_comes_is_waited_for_until_somebody_stops_it(
     segmenter_bundle: Path,
 ) -> None:
@@ -75,7 +76,7 @@ def test_a_camera_that_never_comes_is_waited_for_until_somebody_stops_it(
         time.sleep(2)
         process.send_signal(signal.SIGTERM)
         started = time.monotonic()
-        rest = process.communicate(timeout=120)
+        rest = process.communicate(timeout=20)
     finally:
         process.kill()
     assert time.monotonic() - started < 4, "of which the interpreter takes some"

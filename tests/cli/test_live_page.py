@@ -46,14 +46,14 @@ def test_it_is_said_where_the_page_is_and_it_ends_when_it_should(clip: Path) -> 
             line = process.stderr.readline()
             found = re.fullmatch(r"live page: http://[\d.]+:(\d+)/\?token=([\w-]{32,})\n", line)
             assert found, line
-            viewer = http.client.HTTPConnection("127.0.0.1", int(found[1]), timeout=120)
+            viewer = http.client.HTTPConnection("127.0.0.1", int(found[1]), timeout=30)
             viewer.request("GET", "/stream.mjpg", headers={"Authorization": f"Bearer {found[2]}"})
             answer = viewer.getresponse()
             assert answer.status == 200
             assert b"--frame" in answer.read(4000)
             started = time.monotonic()
             process.send_signal(signal.SIGTERM)
-            out, err = process.communicate(timeout=120)
+            out, err = process.communicate(timeout=30)
             assert time.monotonic() - started < 4, "of which the interpreter takes some"
             answer.close()
             viewer.close()
@@ -68,7 +68,7 @@ def test_a_port_in_use_is_one_clear_line(clip: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         command = [*RUN, str(SAMPLE), str(clip), f"http://127.0.0.1:{port}"]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert done.returncode == 1
     assert done.stderr.count("\n") == 1
     assert f"port {port} of 127.0.0.1 is in use by another program" in done.stderr

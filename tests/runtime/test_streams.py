@@ -77,12 +77,12 @@ class Camera(Source):
         self.given.put(what or Frame(blobs(self.index), self.index, time.monotonic()))
         self.index += 1
         if what is None:
-            assert self.asked.acquire(timeout=120)
+            assert self.asked.acquire(timeout=10)
 
     def read(self) -> Frame | None:
         if self.index:
             self.asked.release()
-        found = self.given.get(timeout=120)
+        found = self.given.get(timeout=30)
         if isinstance(found, Exception):
             raise found
         return found

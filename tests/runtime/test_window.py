@@ -116,7 +116,7 @@ def test_the_user_ends_it(xserver: XServer, shown: subprocess.Popen[str], way: s
         xserver.close_window(window)
     else:
         xserver.press(window, way)
-    out, err = shown.communicate(timeout=120)
+    out, err = shown.communicate(timeout=10)
     assert shown.returncode == 0, err
     assert out == "closed\n"
     assert err == ""
@@ -162,7 +162,7 @@ def test_a_run_in_a_window_ends_with_whole_files(
             xserver.press(xserver.window(TITLE) or window, "q")
         else:
             process.send_signal(signal.SIGINT)
-        _, err = process.communicate(timeout=120)
+        _, err = process.communicate(timeout=30)
     assert process.returncode == (0 if way == "q" else 130), err
     assert "Traceback" not in err
     written = [json.loads(line)["index"] for line in lines.read_text().splitlines()]

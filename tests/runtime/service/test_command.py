@@ -54,7 +54,7 @@ def end(process: subprocess.Popen[str]) -> tuple[str, str, float]:
     """What it says after SIGTERM, on stdout and stderr, and the seconds that it takes."""
     process.send_signal(signal.SIGTERM)
     started = time.monotonic()
-    out, err = process.communicate(timeout=120)
+    out, err = process.communicate(timeout=60)
     return out, err, time.monotonic() - started
 
 
@@ -123,7 +123,7 @@ def test_without_a_manager_a_hang_up_ends_the_run_unless_it_is_to_reload(bundle:
         process.stdout.readline()
         time.sleep(0.5)
         process.send_signal(signal.SIGHUP)
-        process.communicate(timeout=120)
+        process.communicate(timeout=60)
         assert process.returncode == 130
     with service(None, bundle, "test://", "none", "--reload-on-hup") as process:
         assert process.stdout is not None
